@@ -16,6 +16,7 @@ from imago.data.csv_list import (
     files_from_list,
     find_labels,
     read_list,
+    rows_by_dataset_name,
 )
 from imago.data.dataset import LabeledArray
 from imago.errors import DataError
@@ -178,15 +179,26 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path, name: str):
 # As a dataset
 
 
-def test_absolute_paths_are_read_and_name_the_images_of_a_dataset_in_a_split_file(tmp_path: Path):
+def test_absolute_paths_are_read(tmp_path: Path):
     root, other = touch(tmp_path / "root", "a.jpg", "b.jpg"), touch(tmp_path / "other", "c.jpg")
     text = f"path,label,split\n{root}/a.jpg,ants,train\nb.jpg,bees,train\n../other/c.jpg,ants,test\n"
     files = files_from_list(root, read_list(listed(tmp_path, text)), CLASSES)
     assert files["train"].paths == [root / "a.jpg", root / "b.jpg"]
     assert [path.resolve() for path in files["test"].paths] == [other / "c.jpg"]
-    found = files_from_list(root, read_list(listed(tmp_path, "path,label\na.jpg,ants\nb.jpg,bees\n")), CLASSES)
-    rows = read_list(listed(tmp_path, f"path,label,split\n{root}/a.jpg,ants,train\n{root}/b.jpg,bees,val\n"))
-    assert assign_splits(found, rows, CLASSES)["val"].names == ("b.jpg",)
+
+
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_a_split_file_names_the_images_of_a_dataset_by_absolute_or_relative_paths(tmp_path: Path, is_absolute: bool):
+    root, prefix = touch(tmp_path, "a.jpg", "b.jpg", "c d.jpg"), f"{tmp_path}/" if is_absolute else ""
+    listing = read_list(listed(tmp_path, f"path,label\n{prefix}a.jpg,ants\n{prefix}b.jpg,bees\n{prefix}c d.jpg,ants\n"))
+    found = files_from_list(root, listing, CLASSES)["train"]
+    text = f"path,label,split\n./a.jpg,ants,train\n{root}/b.jpg,bees,val\nc d.jpg,ants,train\n"
+    rows = rows_by_dataset_name(read_list(listed(tmp_path, text)), root, found.names)
+    parts = assign_splits({"train": found}, rows, CLASSES)
+    assert {split: part.names for split, part in parts.items()} == {
+        "train": (f"{prefix}a.jpg", f"{prefix}c d.jpg"),
+        "val": (f"{prefix}b.jpg",),
+    }
 
 
 def test_files_of_a_list_have_labels_sizes_and_times_in_its_order(tmp_path: Path):

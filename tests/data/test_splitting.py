@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imago.data.dataset import LabeledArray
+from imago.data.folder_listing import list_image_folder
 from imago.data.splitting import SplitPlan, complete_splits, training_part
 from imago.data.stratified import stratified_folds, stratified_order, stratified_split
 from imago.errors import ConfigError, DataError
@@ -175,6 +177,40 @@ def test_a_split_file_cannot_make_a_published_test_image_a_training_image(tmp_pa
     listed.write_text("path,label,split\ntrain/0,ant,train\ntrain/11,bee,val\ntest/0,ant,train\n")
     with pytest.raises(DataError, match="split.csv.*test/0 is a test image of the dataset and cannot be train"):
         split_up(published, split_file=str(listed))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with train/ and test/, each with three ants and three bees."""
+    for name in (f"{split}/{label}/{n}.png" for split in ("train", "test") for label in NAMES for n in range(3)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_a_split_file_cannot_make_a_test_image_a_training_image_by_another_spelling(folder: Path, is_absolute: bool):
+    names, published, _ = list_image_folder(folder)
+    prefix = f"{folder}/" if is_absolute else "./train/../"
+    rows = [f"{prefix}{split}/{label}/0.png,{label},train" for split in ("train", "test") for label in NAMES]
+    (folder / "split.csv").write_text("\n".join(["path,label,split", *rows]))
+    with pytest.raises(DataError, match=r"line 4: test/ant/0.png is a test image of the dataset and cannot be train"):
+        complete_splits(published, SplitPlan(split_file=f"{folder}/split.csv"), names)
+
+
+def test_a_split_file_may_list_images_that_were_left_out_by_absolute_paths(folder: Path):
+    names, published, _ = list_image_folder(folder)
+    left_out = [published["train"].names[1]]
+    published["train"] = published["train"].take(np.array([0, 2, 3, 4, 5]))
+    listed = [(label, n) for label in NAMES for n in range(3)]
+    rows = [f"{folder}/train/{label}/{n}.png,{label},{'val' if n == 2 else 'train'}" for label, n in listed]
+    (folder / "split.csv").write_text("\n".join(["path,label,split", *rows]))
+    plan = SplitPlan(split_file=f"{folder}/split.csv")
+    splits, _ = complete_splits(published, plan, names, left_out)
+    assert splits["train"].names == ("train/ant/0.png", "train/bee/0.png", "train/bee/1.png")
+    everything = [f"train/{label}/{n}.png" for label, n in listed]
+    with pytest.raises(DataError, match=r"^data.split_file=.*/split.csv: none of its images can be read"):
+        complete_splits(published, plan, names, everything)
 
 
 def test_a_split_file_of_train_and_val_keeps_the_published_test_split(tmp_path: Path):

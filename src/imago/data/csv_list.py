@@ -116,6 +116,12 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
     return {split: files.take(indices) for split, indices in _group_by_split(rows, np.arange(len(rows))).items()}
 
 
+def rows_by_dataset_name(rows: Iterable[ListedImage], root: Path, names: Iterable[str]) -> list[ListedImage]:
+    """Return rows with the names of the dataset below `root`; both may be absolute or relative."""
+    own_names = {os.path.abspath(os.path.join(root, name)): name for name in names}
+    return [row._replace(name=own_names.get(os.path.abspath(os.path.join(root, row.name)), row.name)) for row in rows]
+
+
 def assign_splits(
     images_by_split: Mapping[str, Samples], rows: Sequence[ListedImage], class_names: Sequence[str]
 ) -> dict[str, Samples]:
@@ -129,13 +135,6 @@ def assign_splits(
     if not rows[0].split:
         raise DataError(f"{rows[0].location}: a list that assigns splits needs the column split: train, val or test.")
     images = concatenate(list(images_by_split.values()))
-    if root := getattr(images, "root", None):  # the list may name the same files by absolute paths
-        root = root.absolute()
-        is_here = [os.path.isabs(row.name) and Path(row.name).drive == root.drive for row in rows]  # a drive of Windows
-        rows = [
-            row._replace(name=os.path.relpath(row.name, root).replace(os.sep, "/")) if here else row
-            for row, here in zip(rows, is_here, strict=True)
-        ]
     index_by_name = {name: index for index, name in enumerate(images.names)}
     indices = []
     for row, label in zip(rows, _labels(rows, class_names), strict=True):

@@ -4,11 +4,12 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from imago.data.csv_list import assign_splits, read_list
+from imago.data.csv_list import assign_splits, read_list, rows_by_dataset_name
 from imago.data.dataset import Samples, concatenate
 from imago.data.groups import check_groups, distribute_groups, shared_groups
 from imago.data.stratified import stratified_folds, stratified_part, stratified_split
@@ -183,7 +184,11 @@ def _assign_listed_splits(
     published: Mapping[str, Samples], split_file: str, class_names: Sequence[str], left_out: set[str]
 ) -> dict[str, Samples]:
     """Assign images to splits as `split_file` lists them; refuse published test images listed as train or val."""
-    rows = [row for row in read_list(Path(split_file).expanduser()) if row.name not in left_out]
+    rows = read_list(Path(split_file).expanduser())
+    if root := getattr(published[next(iter(published))], "root", None):
+        rows = rows_by_dataset_name(rows, root, chain(left_out, *(samples.names for samples in published.values())))
+    if not (rows := [row for row in rows if row.name not in left_out]):
+        raise DataError(f"data.split_file={split_file}: none of its images can be read; see the warnings above.")
     test_names = set(published["test"].names) if "test" in published else set()
     misused = next((row for row in rows if row.split != "test" and row.name in test_names), None)
     if misused:
