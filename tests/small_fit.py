@@ -20,7 +20,8 @@ from imago.runs.run_directory import RunDirectory
 from imago.runs.signals import Signals
 from imago.task.base import ImageTask
 from imago.training.build import build_run
-from imago.training.checks import limit_overfit_batches, set_modes
+from imago.training.checks import limit_overfit_batches
+from imago.training.monitors import set_modes
 
 QUIET = (  # warnings of Lightning that say nothing here
     "ignore:.*does not have many workers.*",

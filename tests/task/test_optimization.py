@@ -7,7 +7,7 @@ import torch
 
 from imago.errors import ConfigError
 from imago.task.optimization import build_optimization, check_optimization
-from imago.training.checks import set_modes
+from imago.training.monitors import set_modes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
-from imago.training.checks import LOADER_ARGUMENTS, check_settings, set_modes
+from imago.training.checks import LOADER_ARGUMENTS, check_settings
 
 BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set one of the two and the other to null."
 
@@ -128,28 +128,6 @@ def test_all_problems_are_reported_at_once(compose: Callable):
 )
 def test_settings_that_work_pass(compose: Callable, settings: list[str]):
     check_settings(compose(*settings))
-
-
-@pytest.mark.parametrize(
-    ("metric", "mode"),
-    [
-        ("MulticlassF1Score", "max"),
-        ("MulticlassHingeLoss", "min"),
-        ("MulticlassStatScores", None),
-        ("MulticlassF", None),
-    ],
-)
-def test_the_direction_of_a_metric_is_its_own_or_is_typed(compose: Callable, metric: str, mode: str | None):
-    new = f"+metrics.new._target_=torchmetrics.classification.{metric}"
-    stop = "callbacks=[default,early_stopping]"
-    cfg = compose(new, stop, "schedule=plateau", "callbacks.early_stopping.monitor=val/new")
-    if mode is None:
-        with pytest.raises(ConfigError, match=r"^callbacks\.early_stopping\.monitor=val/new: type callbacks\.early"):
-            set_modes(cfg)
-        cfg.callbacks.early_stopping.mode = mode = "max"
-    set_modes(cfg)
-    found = (cfg.callbacks.early_stopping.mode, cfg.callbacks.best_checkpoint.mode, cfg.task.schedule.mode)
-    assert found == (mode, "max", "min")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -15,6 +15,7 @@ from imago.callbacks.train_metrics import num_steps_done
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
 from imago.runs.run_directory import RunDirectory
+from imago.schedule.duration import is_whole_epoch
 from imago.statistics.groups import alike_groups_interval
 from imago.statistics.intervals import wilson_interval
 from imago.task.base import ImageTask
@@ -100,7 +101,7 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
     if best and best.best_model_path:
         results["val"] = {name: round(value, 6) for name, value in _of_split("val", best.best_metrics).items()}
         results["val"] |= {"monitor": best.monitor}
-        if isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1.0:  # the int 1 is one batch
+        if is_whole_epoch(trainer.limit_val_batches):
             num_images = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
             results["val"] |= _interval(trainer, results["val"], num_images, "val") | {"num_images": num_images}
         epoch = read_checkpoint(Path(best.best_model_path))["epoch"]

@@ -45,7 +45,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (int, float, NoneType): {"sweep.max_hours", "trainer.val_check_interval", "trainer.limit_*_batches"},
     (bool, NoneType): {"optimizer.fused", "trainer.benchmark"},
     (list, NoneType): {"preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"},
-    (dict, NoneType): {"data.val", "data.test", "callbacks.*", "logger.*"},
+    (dict, NoneType): {"data.val", "data.test", "callbacks.*", "logger.*", "metrics.*"},
     (str, list, NoneType): {"corrupt"},
     (str, list, dict, NoneType): {"loss.weight"},
     (int, str, list): {"trainer.devices"},

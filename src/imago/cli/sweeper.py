@@ -25,7 +25,8 @@ from imago.sweep.run import run_sweep
 from imago.sweep.running_trial import Plan
 from imago.sweep.space import Space
 from imago.sweep.study import check_names
-from imago.training.checks import check_settings, direction_of, logged_names
+from imago.training.checks import check_settings
+from imago.training.monitors import direction_of, logged_names
 
 _SWEEP_KEYS = ("sweep", "sweep_name", "resume")  # settings of the sweep, not of its runs
 _MONITOR_KEYS = ("callbacks.best_checkpoint.monitor", "callbacks.best_checkpoint.mode")

@@ -16,6 +16,7 @@ from imago.model.layers import is_vector
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
 _RMS_OF_ADAMW = 0.2  # of a typical AdamW update (Liu et al. 2025)
+_ADAMW_SHARE = 0.4  # of the learning rate of relative steps; chosen on validation images, docs/cpu94.md
 _SMALLEST_NORM = 1e-7  # as in torch.optim.Muon
 
 
@@ -37,7 +38,7 @@ class Muon(Optimizer):
         nesterov: whether Muon mixes the newest gradient into the average once more (Nesterov).
         relative: whether a convolution (out, ...) keeps the norm sqrt(out), for which `lr` is the size of an update
             relative to it (smaller if out is more than its inputs); all other parameters are then updated by AdamW,
-            with 0.2 of the learning rate. For networks from scratch whose convolutions are followed by norms: the first
+            with 0.4 of the learning rate. For networks from scratch whose convolutions are followed by norms: the first
             step scales the weights. Source: `airbench94_muon.py` in Jordan's cifar10-airbench.
         betas: decay rates of AdamW's two moments.
         eps: number that AdamW adds to the divisor.
@@ -123,5 +124,5 @@ def _adam_update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dic
     first.lerp_(grad, 1 - beta1)
     second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     root = (second / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
-    lr = group["lr"] * (_RMS_OF_ADAMW if group["relative"] else 1.0)
+    lr = group["lr"] * (_ADAMW_SHARE if group["relative"] else 1.0)
     weight.addcdiv_(first, root, value=-lr / (1 - beta1 ** state["step"]))

@@ -31,3 +31,8 @@ def is_time_limit(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", value) is not None
     return {*value} <= _TIME_UNITS and all(isinstance(value[unit], int | float) and value[unit] >= 0 for unit in value)
+
+
+def is_whole_epoch(limit: int | float) -> bool:
+    """Return whether `trainer.limit_*_batches` leaves nothing out: 1.0 is all, the int 1 is one batch."""
+    return isinstance(limit, float) and limit == 1.0

@@ -11,15 +11,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from imago.augment.settings import Augment
 from imago.errors import ConfigError
 from imago.images import CROPS, INTERPOLATIONS, TTA_MODES
-from imago.instantiate import import_target_or_none
 from imago.resources import is_thread_setting
-from imago.schedule.duration import duration_in_steps, is_time_limit
+from imago.schedule.duration import duration_in_steps, is_time_limit, is_whole_epoch
 from imago.settings import typed_value
+from imago.training.monitors import callback_settings, monitor_problems
 from imago.training.pruning import pruning_problems
 
 # Classes of Lightning that need a package; it is also the name of an extra in pyproject.toml.
 _EXTRA_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "RichProgressBar": "rich"}
-_DIRECTIONS = {"train/loss": "min", "train/acc": "max", "val/loss": "min", "val/acc": "max"}
 
 # Settings that must be one of a few values; null where the default is null.
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -57,7 +56,7 @@ _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value
 
 # Settings with a condition, as text and as function. A setting that is null or absent is not checked.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "seed": ("0 or more", lambda value: value >= 0),
+    "seed": ("0 .. 4294967295", lambda value: 0 <= value < 2**32),
     "threads": ("1 or more, or auto", is_thread_setting),
     "run_name": (
         "a directory name without slashes",
@@ -69,6 +68,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.batch_size": _AT_LEAST_1,
     "data.num_workers": ("0 or more", lambda value: value >= 0),
     "data.loader.prefetch_factor": _AT_LEAST_1,
+    "callbacks.best_checkpoint.save_top_k": _AT_LEAST_1,
     "data.val_fraction": _BETWEEN_0_AND_1,
     "trainer.max_epochs": ("1 or more, or -1 with trainer.max_steps", lambda value: value >= 1 or value == -1),
     "trainer.max_steps": ("1 or more, or -1 for no limit", lambda value: value >= 1 or value == -1),
@@ -109,7 +109,7 @@ def check_settings(cfg: DictConfig) -> None:
         ConfigError: with one line for each setting that cannot work.
     """
     checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
-        *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _callback_and_logger_problems),
+        *(_value_problems, _trainer_problems, _schedule_problems, monitor_problems, _callback_and_logger_problems),
         *(_augment_problems, _data_and_loss_problems, _freezing_problems, pruning_problems),
     )
     problems = [problem for check in checks for problem in check(cfg)]
@@ -127,7 +127,7 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}={value} is not one of {', '.join(typed_value(choice) for choice in allowed if choice)}."
     for key, (wanted, is_correct) in _RANGES.items():
         value = OmegaConf.select(cfg, key)
-        if value is not None and not is_correct(value):
+        if value is not None and not _satisfies(value, is_correct):
             yield f"{key}={value} must be {wanted}."
     size, resize = cfg.preprocess.size, cfg.preprocess.resize
     if size is not None and resize is not None and resize < size:
@@ -135,6 +135,13 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
     teacher = cfg.task.get("teacher")
     if isinstance(teacher, DictConfig) and teacher.get("weights") is None:
         yield "task.teacher.weights=null: a teacher needs trained weights; type task.teacher.weights=FILE."
+
+
+def _satisfies(value: Any, condition: Callable[[Any], bool]) -> bool:
+    try:
+        return condition(value)
+    except TypeError:  # a value of another type, e.g. text
+        return False
 
 
 def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
@@ -145,7 +152,7 @@ def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.max_epochs={typed_value(cfg.trainer.max_epochs)} needs trainer.max_steps=N, which ends the run."
     if cfg.trainer.max_time is not None and (cfg.trainer.get("min_epochs") or cfg.trainer.get("min_steps")):
         yield "trainer.max_time ends a run, also before trainer.min_epochs or trainer.min_steps; leave one out."
-    if cfg.trainer.get("overfit_batches") and cfg.trainer.limit_train_batches != 1.0:
+    if cfg.trainer.get("overfit_batches") and not is_whole_epoch(cfg.trainer.limit_train_batches):
         yield "trainer.overfit_batches already limits the training batches; leave trainer.limit_train_batches out."
     strategy = str(cfg.trainer.strategy)
     if any(word in strategy.lower() for word in ("fsdp", "parallel", "deepspeed", "spawn", "notebook")):
@@ -174,67 +181,10 @@ def _schedule_problems(cfg: DictConfig) -> Iterator[str]:
                 yield str(error)
 
 
-def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
-    """Check `monitor` and `mode` of the schedule and of every callback that has one.
-
-    The names that a task of the user's own logs are known only after its first validation.
-    """
-    names = logged_names(cfg)
-    for key, settings in monitors(cfg).items():
-        monitor, mode = settings.monitor, settings.get("mode")
-        best = _DIRECTIONS.get(monitor)
-        if names and monitor not in names:
-            yield f"{key}.monitor={monitor} is not one of {', '.join(names)}."
-        elif key == "schedule" and not monitor.startswith("val/"):
-            yield f"schedule.monitor={monitor}: a schedule can only monitor validation; type val/loss or val/acc."
-        elif mode is not None and best is not None and mode != best:
-            yield f"{key}.mode={mode}: the best {monitor} is its {best}imum; type {key}.mode={best}."
-        elif mode not in (None, "min", "max"):
-            yield f"{key}.mode={mode} is not one of null, min, max."
-        elif monitor.startswith("val/") and not cfg.trainer.limit_val_batches and "best_checkpoint" not in key:
-            yield f"{key}.monitor={monitor}: trainer.limit_val_batches=0 leaves no validation to monitor."
-
-
-def logged_names(cfg: DictConfig) -> list[str]:
-    """Return the names that can be monitored; empty for a task of the user's own, which may log others."""
-    if not str(cfg.task._target_).startswith("imago."):
-        return []
-    return [*_DIRECTIONS, *(f"val/{name}" for name, settings in cfg.metrics.items() if settings is not None)]
-
-
-def monitors(cfg: DictConfig) -> dict[str, DictConfig]:
-    """Return the settings of the schedule and of the callbacks that monitor a value, by their key."""
-    nodes = {"schedule": cfg.schedule, **_callbacks(cfg)}
-    return {key: settings for key, settings in nodes.items() if settings.get("monitor") is not None}
-
-
 def limit_overfit_batches(cfg: DictConfig) -> None:
     """Limit the training batches to `trainer.overfit_batches`, if it is typed, before the settings are stored."""
     if cfg.trainer.get("overfit_batches"):
         cfg.trainer.limit_train_batches = cfg.trainer.overfit_batches
-
-
-def set_modes(cfg: DictConfig) -> None:
-    """Replace `mode: null` by the direction of the monitored value: that of a metric is its `higher_is_better`.
-
-    Raises:
-        ConfigError: if the direction is not known.
-    """
-    for key, settings in monitors(cfg).items():
-        if "mode" in settings and settings.mode is None:
-            settings.mode = direction_of(cfg, settings.monitor)
-            if settings.mode is None:
-                raise ConfigError(f"{key}.monitor={settings.monitor}: type {key}.mode=min or {key}.mode=max.")
-
-
-def direction_of(cfg: DictConfig, monitor: str) -> str | None:
-    """Return min or max for a logged value: what the names say, or `higher_is_better` of a metric; None if unknown."""
-    if monitor in _DIRECTIONS:
-        return _DIRECTIONS[monitor]
-    settings = cfg.metrics.get(monitor.removeprefix("val/"))
-    target = import_target_or_none(settings._target_) if settings else None
-    higher_is_better = getattr(target, "higher_is_better", None)
-    return None if higher_is_better is None else "max" if higher_is_better else "min"
 
 
 def _callback_and_logger_problems(cfg: DictConfig) -> Iterator[str]:
@@ -256,10 +206,6 @@ def _callback_and_logger_problems(cfg: DictConfig) -> Iterator[str]:
                 f"{name}.dirpath={dirpath}: resume and eval.py read checkpoints/ of the run directory; type "
                 "paths.log_dir=DIR or run_name=NAME, or add a ModelCheckpoint as callbacks.NAME._target_."
             )
-
-
-def _callbacks(cfg: DictConfig) -> dict[str, DictConfig]:
-    return {f"callbacks.{name}": settings for name, settings in cfg.callbacks.items() if settings is not None}
 
 
 def _augment_problems(cfg: DictConfig) -> list[str]:
@@ -291,7 +237,7 @@ def _data_and_loss_problems(cfg: DictConfig) -> Iterator[str]:
 
 def _freezing_problems(cfg: DictConfig) -> Iterator[str]:
     freezing = [f"model.freeze={cfg.model.freeze}"] if cfg.model.get("freeze") not in (None, "none") else []
-    for name, settings in _callbacks(cfg).items():
+    for name, settings in callback_settings(cfg).items():
         if str(settings.get("_target_")).endswith(".BackboneFinetuning"):
             freezing.append(name)
     if "weights" in cfg.model and cfg.model.weights is None:  # a network of the user's own may load weights itself

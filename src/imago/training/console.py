@@ -20,7 +20,7 @@ from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
 from imago.text import counted, join_names, metric_text
-from imago.training.checks import monitors
+from imago.training.monitors import monitors
 from imago.training.pruning import built_settings
 
 _FEW_IMAGES = 5_000  # photographs, for a network from scratch; our own choice

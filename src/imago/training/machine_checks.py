@@ -17,7 +17,7 @@ from imago.resources import available_cores, choose_threads
 from imago.system import IS_POSIX
 from imago.task.optimization import check_optimization
 from imago.text import counted
-from imago.training.checks import set_modes
+from imago.training.monitors import set_modes
 from imago.training.other_task import is_image_task
 
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile

@@ -15,6 +15,7 @@ from imago.inference.find_model import is_onnx, resolve_checkpoint
 from imago.inference.load import TorchPredictor, load_classifier
 from imago.inference.run_split import run_split
 from imago.instantiate import import_target, to_plain
+from imago.schedule.duration import is_whole_epoch
 from imago.text import join_names
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def measure_pruned(
     }
     texts = [f"{before:,} to {after:,} {name.replace('_', '-')}" for name, (before, after) in results.items()]
     log.info("pruned: %s", ", ".join(texts))
-    if trainer.limit_val_batches == 1.0 and task.hparams["predicts_classes"]:
+    if is_whole_epoch(trainer.limit_val_batches) and task.hparams["predicts_classes"]:
         classifiers = [Classifier(net, pruned.output_names, data.preprocess).eval() for net in nets]
         accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
         allows_tf32 = torch.backends.cudnn.allow_tf32

@@ -39,6 +39,7 @@ _AUGMENT_DEFAULTS = {
 # A checkpoint with averaged weights has two sets of weights, and best.ckpt is the best of the whole run.
 _FIXED_KEYS = ("callbacks.ema.", *(f"callbacks.best_checkpoint.{key}." for key in ("monitor", "mode", "save_top_k")))
 _PATH_KEYS = (
+    "paths.data_dir",
     "paths.log_dir",
     *(f"data.{key}" for key in PATH_SETTINGS),
     "task.teacher",
@@ -56,7 +57,8 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
     Raises:
         ConfigError: if `model.weights`, `model.run` or `task.teacher` names a run without a checkpoint.
     """
-    cfg.paths.log_dir = str(Path(cfg.paths.log_dir).absolute())
+    for name in ("data_dir", "log_dir"):
+        cfg.paths[name] = str(Path(cfg.paths[name]).expanduser().absolute())
     cfg.data.update(absolute_paths(cfg.data))
     weights = cfg.model.get("weights")
     if weights and weights != "default" and Path(weights).is_dir():
