@@ -59,9 +59,10 @@ ARROWS = {
     "cli": _BASE | _COMMANDS | {"sweep"},
 }
 
-# These see configs, and so does the module of each command. All others receive plain values or built objects.
+# These see configs, and so do the module of each command and the one that reads that of a run. All others receive plain
+# values or built objects.
 SEES_CONFIGS = {"cli", "training", "instantiate", "paths"}
-COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report", "model_card"}
+COMMAND_MODULES = {"data_settings", "evaluate", "predict", "export", "check", "report", "model_card"}
 
 
 def imports(file: Path) -> set[str]:

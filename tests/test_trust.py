@@ -16,7 +16,7 @@ from warm_runs import TINY, WarmRuns
 
 from imago.cli.resume import check_saved_outputs, check_saved_settings, resume_arguments
 from imago.errors import ConfigError, DataError, UserError
-from imago.inference.evaluate import read_data_settings
+from imago.inference.data_settings import read_data_settings
 from imago.inference.load import load_classifier
 from imago.instantiate import build
 from imago.paths import PROJECT_ROOT

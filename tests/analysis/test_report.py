@@ -72,6 +72,9 @@ def test_a_run_becomes_a_page_in_its_directory_and_two_runs_a_comparison(setting
         ({"run": "x", "sort": "run"}, "sort=run is a setting of the table of runs"),
         ({"a": "x", "b": "y", "csv": "c"}, "csv=c is a setting of the table of runs"),
         ({"run": "x", "split": "train"}, "split=train is not one of test, val"),
+        ({"run": "x", "push": "a/b", "license": "mit"}, r"license=mit is a setting of a model card \(card=true\)"),
+        ({"run": "x", "push": "a/b", "overwrite": True}, "overwrite=True is a setting of a model card"),
+        ({"run": "x", "card": True, "private": False}, r"private=False is a setting of an upload \(push=\)"),
         ({"run": "nowhere"}, "run=nowhere is not a run directory"),
         ({"a": "nowhere", "b": "y"}, "a=nowhere is not a run directory"),
     ],
@@ -99,6 +102,8 @@ def test_a_directory_without_runs_is_named(settings, tmp_path: Path):
     (tmp_path / "sweep" / "sweep.json").write_text('{"objective": "val/acc", "direction": "maximize"}')
     with pytest.raises(DataError, match=r"sweep has no runs yet"):
         report(settings(run=tmp_path / "sweep"))
+    with pytest.raises(ConfigError, match=r"split=val is a setting of a page \(run=RUN, or a= and b=\); leave it out"):
+        report(settings(run=tmp_path / "sweep", split="val"))
     with pytest.raises(DataError, match=r"runs=.* contains no runs .*python src/train.py creates one"):
         report(settings(runs=tmp_path))
 

@@ -1,6 +1,7 @@
 """Typed settings: paths reach the config unchanged, other values must have the type of their default."""
 
 import re
+from types import NoneType
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -124,6 +125,11 @@ def test_values_of_other_types_than_the_defaults_are_reported_together(loader, p
         check(loader, *problems)
     lines = [line.partition(" (default: ")[0] for line in str(caught.value).splitlines()]
     assert lines == [f"{typed.lstrip('+')}: expected {wanted}" for typed, wanted in problems.items()]
+
+
+@pytest.mark.parametrize("key", ["metrics.f1", "callbacks.rate", "logger.csv"])
+def test_one_of_several_is_left_out_by_null(key: str):
+    assert accepted_types(key) == (dict, NoneType)
 
 
 @pytest.mark.parametrize(

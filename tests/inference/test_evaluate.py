@@ -1,7 +1,6 @@
 """`eval.py` repeats the final test of a run, and evaluates other data by the names of its classes."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from sklearn import metrics as sk
 
 from imago.data import shapes
 from imago.errors import ConfigError, UserError
-from imago.inference.evaluate import _image_source, read_data_settings
 from imago.inference.evaluate import evaluate as evaluate_command
 from imago.inference.load import load_predictor
 from imago.statistics.calibration import reliability
@@ -176,20 +174,6 @@ def test_every_image_of_other_data_is_seen_with_split_all(run: Path, evaluate: C
     assert "split=all would count the images that the run was trained on; type other data" in printed
 
 
-def test_the_images_of_a_run_are_its_own_however_their_folder_is_typed(tmp_path: Path):
-    root = tmp_path / "images"
-    root.mkdir()
-    (tmp_path / "link").symlink_to(root)
-    own = _image_source({"_target_": "x.Folder", "root": str(root), "val_fraction": 0.1})
-    for typed in (os.path.relpath(root), f"{root}/../{root.name}", f"{tmp_path}/link"):
-        assert _image_source({"_target_": "x.Folder", "root": typed}) == own
-    assert _image_source({"_target_": "x.Folder", "root": str(tmp_path)}) != own
-    train = {"_target_": "x.Toy", "a": 1, "b": 2}
-    toy = _image_source({"_target_": "x.Module", "train": train})
-    assert _image_source({"_target_": "x.Module", "train": dict(reversed(train.items())), "test": None}) == toy
-    assert _image_source({"_target_": "x.Module", "train": train | {"a": 2}}) != toy
-
-
 @pytest.mark.slow
 def test_the_images_of_the_run_in_another_split_are_refused(run: Path, evaluate: Callable):
     printed = evaluate(f"run={run}", "data=shapes", "data.fold=0", "split=val", returncode=2)
@@ -290,6 +274,9 @@ def settings(compose: Callable) -> DictConfig:
         ({"ckpt": "last"}, "ckpt=last selects a checkpoint of a run directory, but run=README.md is a file"),
         ({"accelerator": "tpu"}, "accelerator=tpu is not one of auto, cpu, gpu"),
         ({"ood": "x", "calibrate": "none"}, "ood=x needs what is fitted on val; leave calibrate=none out"),
+        ({"preprocess": {"size": 64}}, "preprocess.size=64 is a setting of model=NAME; leave it out"),
+        ({"class_names": "names.txt"}, "class_names=names.txt is a setting of model=NAME; leave it out"),
+        ({"corrupt_samples": 3}, "corrupt_samples=3 is a setting of corrupt=; leave it out"),
         ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
         ({"output": "README.md"}, "output=README.md is a file; type a directory"),
         ({}, "run=README.md is not in a run directory that names its data"),
@@ -316,36 +303,3 @@ def test_a_checkpoint_of_another_run_is_not_calibrated_on_the_val_images_of_this
     for ckpt in ("best", own):
         with pytest.raises(UserError, match="names no dataset"):  # the next step
             evaluate_command(OmegaConf.merge(settings, typed | {"ckpt": ckpt}))
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("a: [", "config.yaml cannot be read"),
-        ("a: 1", "config.yaml names no dataset"),
-        ("data: 3", "config.yaml names no dataset"),
-        ("data: {_target_: os.getcwd}\ntrust: [os]", "data._target_=os.getcwd is neither a Lightning"),
-    ],
-)
-def test_a_run_without_a_readable_config_is_one_line(tmp_path: Path, text: str, reason: str):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match=reason) as caught:
-        read_data_settings(tmp_path, [])
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("root", ["${oc.env:IMAGO_SECRET}", "${oc.${kind}:IMAGO_SECRET}"])
-def test_a_saved_config_reads_no_variables_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str):
-    monkeypatch.setenv("IMAGO_SECRET", "secret")
-    target = "imago.data.file_datamodule.ImageFolderDataModule"
-    (tmp_path / "config.yaml").write_text(f"kind: env\ndata: {{_target_: {target}, root: '{root}'}}")
-    assert read_data_settings(tmp_path, [])["root"] == root
-
-
-def test_the_fold_of_a_run_with_a_split_file_is_read_from_its_own_split(tmp_path: Path):
-    settings = "_target_: imago.data.shapes.ShapesDataModule, split_file: /moved/list.csv, fold: 1"
-    (tmp_path / "config.yaml").write_text(f"data: {{{settings}}}")
-    assert read_data_settings(tmp_path, [])["fold"] == 1
-    (tmp_path / "split.csv").write_text("path,label,split\n")
-    found = read_data_settings(tmp_path, [])
-    assert (found["split_file"], found["fold"]) == (str(tmp_path / "split.csv"), None)

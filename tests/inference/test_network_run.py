@@ -14,7 +14,7 @@ from short_runs import csv_rows, summary
 from imago import load_model
 from imago.errors import ConfigError, DataError
 from imago.inference.load import load_classifier
-from imago.inference.network_run import write_network_run
+from imago.inference.network_run import finish_network_run, write_network_run
 from imago.inference.run_split import match_classes
 from imago.model.small_resnet import SmallResNet
 from imago.model.torchvision_net import TorchvisionNet
@@ -103,6 +103,12 @@ def test_what_cannot_be_evaluated_is_one_line(
     with pytest.raises((ConfigError, DataError), match=fault) as caught:
         write_network_run(tmp_path, small | changes, DATA, file, typed)
     assert "\n" not in str(caught.value)
+
+
+def test_the_results_of_both_splits_are_kept(tmp_path: Path):
+    for split, acc in (("test", 0.5), ("val", 0.25), ("test", 0.75)):
+        finish_network_run(tmp_path, {"split": split, "acc": acc, "interval_95": [0.0, 1.0], "num_images": 4})
+    assert {split: summary(tmp_path)[split]["acc"] for split in ("test", "val")} == {"test": 0.75, "val": 0.25}
 
 
 @pytest.mark.slow

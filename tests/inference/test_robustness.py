@@ -296,7 +296,10 @@ def test_classes_that_the_network_lacks_are_one_line(tmp_path: Path):
 
 
 def test_settings_that_cannot_work_are_named(tmp_path: Path):
-    assert list(robustness_problems(None, 1)) == []
+    assert list(robustness_problems(None, 1000)) == []
+    for num_samples, text in ((1, "1"), (0, "0"), (None, "null")):
+        (line,) = robustness_problems(None, num_samples)
+        assert line == f"corrupt_samples={text} is a setting of corrupt=; leave it out."
     assert list(robustness_problems("all", 1)) == []
     assert list(robustness_problems(["fog", "snow"], 1)) == []
     assert list(robustness_problems(str(tmp_path), 1)) == []
@@ -306,7 +309,7 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path):
     for typed in ("", [], [""], ["all"], 5, True):
         (line,) = robustness_problems(typed, 1)
         assert "is neither all, a directory, nor one of" in line
-    (line,) = robustness_problems(None, 0)
+    (line,) = robustness_problems("all", 0)
     assert line == "corrupt_samples=0 must be 1 or more, or null for all images."
 
 

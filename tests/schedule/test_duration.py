@@ -3,7 +3,7 @@
 import pytest
 
 from imago.errors import ConfigError
-from imago.schedule.duration import duration_in_steps
+from imago.schedule.duration import duration_in_steps, is_whole_epoch
 
 
 @pytest.mark.parametrize(("epochs", "steps", "expected"), [(2, None, 20), (0.25, None, 2), (None, 7, 7), (0, None, 0)])
@@ -23,3 +23,7 @@ def test_epochs_are_converted_and_steps_are_kept(epochs: float | None, steps: in
 def test_both_none_and_negative_durations_are_refused(epochs: float | None, steps: int | None, text: str):
     with pytest.raises(ConfigError, match=text):
         duration_in_steps("warmup", epochs, steps, steps_per_epoch=10)
+
+
+def test_the_share_1_is_a_whole_epoch_and_the_number_1_is_one_batch():
+    assert [is_whole_epoch(limit) for limit in (1.0, 1, 0.5, 0, 10)] == [True, False, False, False, False]

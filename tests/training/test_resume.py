@@ -84,7 +84,7 @@ def test_a_run_that_was_stopped_early_is_not_continued_by_chance():
         check_unchanged_settings(before, now, num_epochs_done=3, is_finished=True)
 
 
-def test_a_resumed_run_stays_in_the_log_directory_that_it_was_started_with(compose, tmp_path: Path, monkeypatch):
+def test_a_resumed_run_stays_with_the_directories_that_it_was_started_with(compose, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = compose("paths.log_dir=first")
     saved = store_absolute_paths(cfg, ["seed=1", "paths.log_dir=first"])
@@ -92,6 +92,9 @@ def test_a_resumed_run_stays_in_the_log_directory_that_it_was_started_with(compo
     (tmp_path / "provenance.json").write_text(json.dumps({"overrides": saved}))
     again = store_absolute_paths(compose(f"resume={tmp_path}"), ["seed=1", "paths.log_dir=other"])
     assert again == saved
+    data = store_absolute_paths(cfg := compose("paths.data_dir=mine"), ["paths.data_dir=mine"])
+    assert data == [f'paths.data_dir="{tmp_path / "mine"}"']
+    assert cfg.data.data_dir == str(tmp_path / "mine")
     starts_over = store_absolute_paths(compose("resume=auto", "paths.log_dir=other"), ["paths.log_dir=other"])
     assert starts_over == [f'paths.log_dir="{tmp_path / "other"}"']
 

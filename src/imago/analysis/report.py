@@ -13,9 +13,11 @@ from imago.text import counted, join_names, printable
 
 _DEFAULTS: dict[str, dict] = {  # of the settings of one kind of report
     "the table of runs": {"sort": "started", "tags": [], "group_seeds": True, "csv": None},
-    "a page (run=, or a= and b=)": {"split": "test", "output": None},
-    "a model card (card=true)": {"license": None, "private": True, "overwrite": False, "trust": [], "output": None},
+    "a page (run=RUN, or a= and b=)": {"split": "test", "output": None},
+    "a model card (card=true)": {"license": None, "overwrite": False, "trust": [], "output": None},
+    "an upload (push=)": {"private": True, "output": None},
 }
+_TABLE, _PAGE, _CARD, _UPLOAD = _DEFAULTS
 
 
 def report(cfg: DictConfig) -> None:
@@ -42,10 +44,12 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(f"{selected[0]}= and {selected[1]}= select different reports; use one of them.")
     if bool(cfg.a) != bool(cfg.b):
         raise ConfigError("a= and b= are the two runs of a comparison; use both.")
-    *_, kind = [*_DEFAULTS][: 3 if cfg.card or cfg.push else 2 if cfg.run or cfg.a else 1]
+    of_model = [kind for kind, is_chosen in ((_CARD, cfg.card), (_UPLOAD, cfg.push)) if is_chosen]
+    kinds = of_model or [_PAGE if cfg.run or cfg.a else _TABLE]
+    used = {name for kind in kinds for name in _DEFAULTS[kind]} - ({"split"} if _is_sweep(cfg.run) else set())
     for other, defaults in _DEFAULTS.items():
         for name, default in defaults.items():
-            if name not in _DEFAULTS[kind] and cfg[name] != default:
+            if name not in used and cfg[name] != default:
                 raise ConfigError(f"{name}={cfg[name]} is a setting of {other}; leave it out.")
     if cfg.split not in ("val", "test"):
         raise ConfigError(f"split={cfg.split} is not one of test, val.")

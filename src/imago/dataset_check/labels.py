@@ -14,7 +14,7 @@ import numpy as np
 from imago.analysis.page import thumbnail_uri, write_page
 from imago.errors import ConfigError, DataError
 from imago.files import read_json, write_csv
-from imago.inference.evaluate import read_data_settings
+from imago.inference.data_settings import read_data_settings
 from imago.inference.load import load_predictor
 from imago.inference.run_split import output_indices, run_split
 from imago.instantiate import build

@@ -17,7 +17,7 @@ from imago import onnx_classifier
 from imago.errors import ConfigError, DataError
 from imago.export.formats import FORMATS, LOSSLESS, Options, report_file
 from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, sha256_of, write_json
-from imago.inference.evaluate import read_data_settings, training_data
+from imago.inference.data_settings import read_data_settings, training_data
 from imago.inference.find_model import check_and_find_model, is_onnx, resolve_checkpoint
 from imago.inference.load import load_calibrated
 from imago.inference.run_split import output_indices
@@ -263,7 +263,7 @@ def _options(cfg: DictConfig, format: str, precision: str, data: "ImageDataModul
     def calibration_images() -> Iterator[np.ndarray]:
         return (images for images, _ in _batches(data, "train", num_images, "calibrating"))
 
-    return Options(format, precision, cfg.opset, calibration_images, tuple(cfg.keep_float))
+    return Options(format, precision, cfg.opset, calibration_images, tuple(map(str, cfg.keep_float)))
 
 
 def _labeled_batches(network: _Network, limit: int | None, title: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,17 +1,16 @@
 """The command `eval.py`: evaluate a trained network on val or test images."""
 
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.errors import ConfigError, DataError, UserError
+from imago.errors import ConfigError, UserError
 from imago.files import make_writable, read_json, sha256_of
 from imago.images import TTA_MODES
 from imago.inference.calibration import calibrate, describe_calibration, read_detector, read_sets
+from imago.inference.data_settings import image_source, read_data_settings, training_data
 from imago.inference.find_images import find_images
 from imago.inference.find_model import check_and_find_model, is_onnx
 from imago.inference.load import Predictor, TorchPredictor, load_predictor
@@ -30,7 +29,6 @@ from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.conformal import measure_sets, missing_sets_note
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import printable_lines
-from imago.trust import check_saved_targets
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -51,7 +49,7 @@ def evaluate(cfg: DictConfig) -> float:
     if cfg.calibrate == "fit" and _is_foreign(file, run):
         raise ConfigError(f"calibrate=fit: ckpt={cfg.ckpt} is not of run={cfg.run}, on whose val it would be fitted.")
     ood_images, settings = find_images(cfg.ood, "ood") if cfg.ood else [], _data_settings(cfg, run)
-    is_own_data = _image_source(training_data(run)) == _image_source(settings)
+    is_own_data = image_source(training_data(run)) == image_source(settings)
     if is_own_data and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
 
@@ -109,12 +107,6 @@ def _write_network_run(cfg: DictConfig) -> Path:
     return write_network_run(Path(cfg.paths.log_dir), model, data | absolute_paths(data), names, preprocess)
 
 
-def training_data(run: Path | None) -> dict[str, Any]:
-    """Return the data settings of a training; an empty dict if the network was only evaluated in that directory."""
-    config = _read_config(run) if run else {}
-    return config.get("data") or {} if "task" in config else {}
-
-
 def _describe(
     cfg: DictConfig, file: Path, run: Path | None, settings: Mapping[str, Any], predictor: Predictor
 ) -> dict[str, Any]:
@@ -146,31 +138,16 @@ def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
     return metrics
 
 
-def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
-    """Read the data settings of a run; nothing is built yet.
-
-    `split_file` becomes the run's own copy: the typed file may have been moved.
-
-    Raises:
-        DataError: if its config.yaml cannot be read or has no data settings.
-        ConfigError: if it names a class that is not trusted.
-    """
-    settings = _read_config(run).get("data")
-    if not isinstance(settings, dict) or "_target_" not in settings:
-        raise DataError(f"{run / 'config.yaml'} names no dataset; restore the file, or train again.")
-    if settings.get("split_file") and (run / "split.csv").is_file():
-        settings |= {"split_file": str(run / "split.csv"), "fold": None}  # it has the fold's val split
-    settings["augment"] = {}  # not used in evaluation, and may name code of others
-    check_saved_targets(settings, "data", run / "config.yaml", trust)
-    return settings
-
-
 def _problems(cfg: DictConfig) -> Iterator[str]:
     """Yield one line for each setting that cannot work."""
     if not is_thread_setting(cfg.threads):
         yield f"threads={typed_value(cfg.threads)} must be 1 or more, or auto."
     if "model" in cfg and "data" not in cfg:
         yield "model= needs data that is typed, e.g. data=image_folder data.root=DIR."
+    of_model = {"class_names": cfg.class_names} | {f"preprocess.{key}": value for key, value in cfg.preprocess.items()}
+    for key, value in of_model.items() if "model" not in cfg else ():
+        if value is not None:
+            yield f"{key}={value} is a setting of model=NAME; leave it out."
     if cfg.split not in EVALUATED_SPLITS:
         yield f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}."
     if cfg.tta not in TTA_MODES:
@@ -205,21 +182,6 @@ def _data_settings(cfg: DictConfig, run: Path | None) -> dict[str, Any]:
     else:
         settings = read_data_settings(run, cfg.trust)
     return settings | ({"batch_size": cfg.batch_size} if cfg.batch_size is not None else {})
-
-
-def _read_config(run: Path) -> dict[str, Any]:
-    file = run / "config.yaml"
-    try:  # it holds no interpolations, and one from elsewhere, such as ${oc.env:NAME}, is not resolved
-        config: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except Exception as error:  # PyYAML's and OmegaConf's exceptions have no other common base class
-        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
-    return config if isinstance(config, dict) else {}
-
-
-def _image_source(settings: Mapping[str, Any]) -> list[str]:
-    """Return dataset class and resolved paths: equal for settings that read the same images, however split."""
-    paths = [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
-    return [*paths, json.dumps(settings.get("train"), sort_keys=True)]  # of data=dataset
 
 
 def _training_notes(

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from imago.data.csv_list import check_class_names
 from imago.errors import ConfigError, DataError
-from imago.files import make_writable, open_text, sha256_of, write_json, write_text
+from imago.files import make_writable, open_text, read_json, sha256_of, write_json, write_text
 from imago.images import Preprocess
 from imago.model.adapt import build_network, choose_preprocess, find_weights, weights_preprocess
 from imago.paths import checkpoint_file, command, short_path
@@ -64,7 +64,8 @@ def finish_network_run(run: Path, metadata: Mapping[str, Any]) -> None:
     """Write the summary of a network, by which `report.py` takes it as a run, and print what to type next."""
     result = {key: metadata[key] for key in ("acc", "interval_95", "num_images")}
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(run / "summary.json", {"status": "evaluated", "started": started, metadata["split"]: result})
+    summary = {"status": "evaluated", "started": started, metadata["split"]: result}
+    write_json(run / "summary.json", read_json(run / "summary.json") | summary)  # the other split may be there
     run_argument = shlex.quote(f"run={short_path(run)}")
     lines = ["next:", f"  {command('predict')} {run_argument} input=IMAGE", f"  {command('export')} {run_argument}"]
     if metadata["split"] != "all":

@@ -17,6 +17,7 @@ from imago.inference.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from imago.inference.load import Predictor
 from imago.inference.run_split import check_finite, match_classes, split_samples
 from imago.seeding import CORRUPTION_KEY, random_bits
+from imago.settings import typed_value
 from imago.statistics.calibration import reliability
 from imago.statistics.groups import ImageDraws, interval_factor, share_interval
 from imago.statistics.intervals import NUM_DRAWS, QUANTILES_95, centered
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
 Version = tuple[str, int]  # corruption and severity
+_NUM_SAMPLES = 1000  # that of configs/eval.yaml
 _MAX_VALUES = 2**20  # of a batch, 341 images of 32 px: with its copies about 50 MB; our own choice
 
 
 def robustness_problems(typed: Any, num_samples: int | None) -> Iterator[str]:
     """Yield one line for each of `corrupt` and `corrupt_samples` that cannot work."""
-    if num_samples is not None and num_samples < 1:
+    if typed is None and num_samples != _NUM_SAMPLES:
+        yield f"corrupt_samples={typed_value(num_samples)} is a setting of corrupt=; leave it out."
+    elif num_samples is not None and num_samples < 1:
         yield f"corrupt_samples={num_samples} must be 1 or more, or null for all images."
     for name in [] if typed in (None, "all") or _is_directory(typed) else np.atleast_1d(typed).tolist() or ["[]"]:
         if name not in CORRUPTIONS:

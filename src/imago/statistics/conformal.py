@@ -97,10 +97,10 @@ def measure_sets(
     `interval_95` is that of these thresholds for further images, `expected_95` that of the coverage of N images over
     the thresholds that n images may fit: beta-binomial by Beta(k, n + 1 - k) for rank k (Vovk 2012, arXiv:1209.2673).
     """
-    from scipy.stats import betabinom  # imported here because it takes 0.5 s
-
     if sets is None:
         return {}
+    from scipy.stats import betabinom  # imported here because it takes 0.5 s
+
     results = {}
     for level, members in sets.members(logits).items():
         covered, sizes = members[np.arange(len(labels)), labels], members.sum(axis=1)
