@@ -46,7 +46,7 @@ def test_long_text_is_cut_to_its_width(text: str, short: str):
 def test_long_lists_of_names_are_cut():
     assert len(join_names(["x" * 20_000] * 3)) < 1000
     assert join_names(["a", "b\n"]) == r"a, b\n"
-    assert join_names([f"c{number}" for number in range(2002)], limit=2, separator=" ") == "c0 c1 and 2,000 more"
+    assert join_names([f"c{number}" for number in range(2002)], limit=2) == "c0, c1 and 2,000 more"
     assert join_names([]) == ""
 
 

@@ -26,7 +26,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r](?![\d.]+(e[+-]?\d+)?$)", re.DOTALL)
 PARTIAL_SUFFIX = ".part"  # of a file that is being written
 
 # Contents of a run directory and of one beside a single checkpoint, see `refuse_links`; loggers may add others.
-_RUN_SUBDIRECTORIES = ("checkpoints", "tensorboard", "figures", "eval", "export", "model", "predictions")
+RUN_SUBDIRECTORIES = ("checkpoints", "tensorboard", "figures", "eval", "export", "model", "predictions")
 _RUN_FILES = ("config.yaml", "provenance.json", "summary.json", "train.log", "metrics.csv", "split.csv", ".lock")
 # Names of the columns of a CSV list of images; of several that a list has, the first one counts.
 COLUMN_NAMES = {
@@ -199,8 +199,8 @@ def refuse_links(run_dir: Path) -> None:
     Raises:
         DataError: naming the first link.
     """
-    files = [run_dir / name for name in (*_RUN_FILES, *_RUN_SUBDIRECTORIES)]
-    for subdirectory in _RUN_SUBDIRECTORIES:
+    files = [run_dir / name for name in (*_RUN_FILES, *RUN_SUBDIRECTORIES)]
+    for subdirectory in RUN_SUBDIRECTORIES:
         for parent, directories, names in os.walk(run_dir / subdirectory):
             files += [Path(parent, name) for name in (*directories, *names)]
     if link := next(filter(Path.is_symlink, files), None):

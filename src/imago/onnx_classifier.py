@@ -18,7 +18,7 @@ from imago.images import Preprocess
 from imago.statistics.calibration import TEMPERATURE_KEY  # also the name of the constant in the graph
 from imago.statistics.conformal import PREDICTION_SETS_KEY, PredictionSets
 from imago.statistics.unknown_images import UNKNOWN_DETECTOR_KEY, UnknownDetector
-from imago.text import join_names
+from imago.text import first_line, join_names
 
 # N images, S side of an image in pixels, K classes
 INPUT = "images"  # uint8 (N, 3, S, S), N free
@@ -111,8 +111,8 @@ class OnnxClassifier:
         try:
             logits, probabilities = self._session.run([LOGITS, PROBABILITIES], {INPUT: images})
         except Exception as error:  # as in `_start_session`
-            reason, _, _ = str(error).partition("\n")
-            raise DataError(f"{self._path} fails for {len(images)} images ({reason}); {_HOW_TO_EXPORT}.") from error
+            fault = f"fails for {len(images)} images ({first_line(error)})"
+            raise DataError(f"{self._path} {fault}; {_HOW_TO_EXPORT}.") from error
         return logits, probabilities
 
     def _check_graph(self, path: Path) -> None:
@@ -248,7 +248,5 @@ def _start_session(content: bytes, path: Path, num_threads: int, spin: bool, dis
             content, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     except Exception as error:  # its exceptions have no other common base class
-        reason, _, _ = str(error).partition("\n")
-        raise DataError(
-            f"{path} cannot be run by onnxruntime {onnxruntime.__version__} ({reason}); {_HOW_TO_EXPORT}."
-        ) from error
+        fault = f"cannot be run by onnxruntime {onnxruntime.__version__} ({first_line(error)})"
+        raise DataError(f"{path} {fault}; {_HOW_TO_EXPORT}.") from error

@@ -42,12 +42,12 @@ def shortened(text: str, width: int) -> str:
     return f"{text}..."
 
 
-def join_names(names: Iterable[str], limit: int = 10, separator: str = ", ") -> str:
+def join_names(names: Iterable[str], limit: int = 10) -> str:
     """Join at most `limit` names, escaped, and append how many more there are."""
     # 10 names are about one line of the terminal; our own choice.
     names = list(names)
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return separator.join(shortened(printable(name), _MAX_WIDTH) for name in names[:limit]) + more
+    return ", ".join(shortened(printable(name), _MAX_WIDTH) for name in names[:limit]) + more
 
 
 def first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from imago.data.dataset import LabeledArray
 from imago.data.folder_listing import list_image_folder
 from imago.data.splitting import SplitPlan, complete_splits, training_part
-from imago.data.stratified import stratified_folds, stratified_order, stratified_split
+from imago.data.stratified import evenly_spread, stratified_folds, stratified_order, stratified_split
 from imago.errors import ConfigError, DataError
 
 NAMES = ("ant", "bee")
@@ -340,3 +340,12 @@ def test_a_share_of_the_training_images_is_stratified_and_part_of_a_larger_share
 def test_a_share_of_the_training_images_is_above_0_and_at_most_1(fraction: float):
     with pytest.raises(ConfigError, match=f"data.train_fraction={fraction} must be above 0 and at most 1, e.g. 0.1."):
         SplitPlan(train_fraction=fraction)
+
+
+def test_indices_are_evenly_spread_and_all_are_taken_below_the_limit():
+    assert [evenly_spread(*numbers).tolist() for numbers in ((10, 4), (3, 5), (0, 5), (5, 1))] == [
+        [0, 2, 5, 7],
+        [0, 1, 2],
+        [],
+        [0],
+    ]

@@ -29,12 +29,12 @@ PLATEAU = {"monitor": "val/loss", "mode": "min", "factor": 0.5, "patience": 1, "
 
 Build = Callable[[torch.optim.Optimizer], Any]
 BUILDERS: dict[str, Build] = {
-    "constant": lambda optimizer: Constant(optimizer, **RUN),
+    "constant": lambda optimizer: Constant(optimizer),
     "cosine": lambda optimizer: WarmupCosine(optimizer, **RUN, **WARMUP),
     "linear": lambda optimizer: WarmupLinear(optimizer, **RUN, **WARMUP),
     "one_cycle": lambda optimizer: OneCycle(optimizer, **RUN, **CYCLE),
-    "step": lambda optimizer: StepDecay(optimizer, **RUN, **STEPS),
-    "plateau": lambda optimizer: Plateau(optimizer, **RUN, **PLATEAU),
+    "step": lambda optimizer: StepDecay(optimizer, steps_per_epoch=5, **STEPS),
+    "plateau": lambda optimizer: Plateau(optimizer, **PLATEAU),
 }
 
 
@@ -112,11 +112,11 @@ def test_step_decay_multiplies_after_each_duration():
 
 def test_step_decay_within_a_step_is_refused():
     with pytest.raises(ConfigError, match="less than one step"):
-        StepDecay(two_groups(), **RUN, every_epochs=0.01, every_steps=None, factor=0.5)
+        StepDecay(two_groups(), steps_per_epoch=5, every_epochs=0.01, every_steps=None, factor=0.5)
 
 
 def test_the_sweep_multiplies_by_the_same_factor_at_each_step():
-    lrs = rates(lambda optimizer: LrSweep(optimizer, **RUN, num_steps=5, range_factor=16.0), 5)
+    lrs = rates(lambda optimizer: LrSweep(optimizer, num_steps=5, range_factor=16.0), 5)
     assert lrs == pytest.approx([1, 2, 4, 8, 16])
 
 
@@ -136,7 +136,7 @@ def test_the_plateau_waits_then_halves_and_stops_at_its_lower_limit():
 
 def test_the_plateau_of_an_accuracy_improves_upwards():
     optimizer = two_groups()
-    schedule = Plateau(optimizer, **RUN, **PLATEAU | {"monitor": "val/acc", "mode": "max"})
+    schedule = Plateau(optimizer, **PLATEAU | {"monitor": "val/acc", "mode": "max"})
     for accuracy in (0.5, 0.6, 0.7, 0.8):
         schedule.step(accuracy)
     assert optimizer.param_groups[0]["lr"] == 1

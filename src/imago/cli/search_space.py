@@ -8,6 +8,7 @@ from typing import Any
 from imago.errors import ConfigError
 from imago.settings import typed_value
 from imago.sweep.space import REPEATED_KEYS, Parameter, Space
+from imago.text import first_line
 
 
 def parse_space(arguments: Sequence[str], space: Mapping[str, Any], loader: Any) -> Space:
@@ -92,8 +93,7 @@ def _parse(parser: Any, key: str, values: Any, condition: str) -> Parameter:
     try:
         override = parser.parse_override(f"{key}={text}")
     except HydraException as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"sweep.space: {key}: {text} are no values of a sweep ({reason}).") from error
+        raise ConfigError(f"sweep.space: {key}: {text} are no values of a sweep ({first_line(error)}).") from error
     if not override.is_sweep_override():
         return Parameter(key, (text,), condition=condition)
     return _read(key, override, condition)

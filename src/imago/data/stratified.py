@@ -50,3 +50,9 @@ def _shuffled_by_class(labels: np.ndarray, *key: int) -> list[np.ndarray]:
     """Return the indices of each class in a random order, int64 (M,) each."""
     indices_by_class = [(int(label), np.flatnonzero(labels == label)) for label in np.unique(labels)]
     return [indices[random_permutation(len(indices), *key, label)] for label, indices in indices_by_class]
+
+
+def evenly_spread(num_all: int, limit: int) -> np.ndarray:
+    """Return at most `limit` indices in 0 .. `num_all` - 1, evenly spread, int64."""
+    num_taken = min(limit, num_all)
+    return np.arange(num_taken) * num_all // max(1, num_taken)

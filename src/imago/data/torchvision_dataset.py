@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples, numbered_names
+from imago.data.examine import progress
 from imago.data.image_statistics import channel_statistics
 from imago.download import data_directories, download_dataset
 from imago.errors import ConfigError, DataError
@@ -103,7 +103,7 @@ class TorchvisionDataModule(ImageDataModule):
             fault = f"{num_images:,} images of {self.dataset_name}, {side}x{side} each, do not fit in memory"
             raise DataError(f"{fault}; {_REMEDY}.")
         images, labels = np.empty((num_images, 3, side, side), np.uint8), np.empty(num_images, np.int64)
-        for index in tqdm(range(num_images), desc=f"reading {split}", leave=False, disable=None):
+        for index in progress(range(num_images), f"reading {split}"):
             image, labels[index] = source[index]
             pixels = np.asarray(image.convert("RGB"))
             if self.size is not None:

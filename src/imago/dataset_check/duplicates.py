@@ -17,6 +17,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from imago.data.stratified import evenly_spread
+
 # Legend: N images, S side of a thumbnail in pixels, F features of a thumbnail (3 * S * S), P pairs
 
 MIN_CORRELATION = 0.92  # below, more pairs of CIFAR-10 are only similar; inspected down to 0.87
@@ -94,19 +96,13 @@ def _normalized_thumbnails(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _min_correlation(features: np.ndarray) -> float:
-    sampled = features[_evenly_spread(len(features), _NUM_SAMPLED)]
+    sampled = features[evenly_spread(len(features), _NUM_SAMPLED)]
     if len(sampled) < 20:  # fewer than 190 pairs are too few for a quantile; our own choice
         return MIN_CORRELATION
     random_correlation = np.quantile((sampled @ sampled.T)[np.triu_indices(len(sampled), 1)], 0.9)
     # 0.9 keeps arctanh finite; above 0.64, the threshold is limited by _MAX_CORRELATION.
     threshold = np.tanh(_RANDOM_PAIR_FACTOR * np.arctanh(np.clip(random_correlation, 0, 0.9)))
     return float(np.clip(threshold, MIN_CORRELATION, _MAX_CORRELATION))
-
-
-def _evenly_spread(num_items: int, num_wanted: int) -> np.ndarray:
-    """Return at most `num_wanted` indices out of `num_items`, evenly spread."""
-    num_taken = min(num_wanted, num_items)
-    return np.arange(num_taken) * num_items // max(1, num_taken)
 
 
 def _near_pairs(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +144,7 @@ def _pairs_above(correlation: np.ndarray, threshold: float) -> tuple[np.ndarray,
 def _cells(features: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the members of each cell, int64, sorted; each image is a member of its nearest few cells."""
     # 2 * sqrt(N) cells of about sqrt(N) / 2 images each, times _NUM_NEAREST_CELLS.
-    centers = features[_evenly_spread(len(features), max(1, int(2 * np.sqrt(len(features)))))]
+    centers = features[evenly_spread(len(features), max(1, int(2 * np.sqrt(len(features)))))]
     num_nearest = min(_NUM_NEAREST_CELLS, len(centers))
     nearest = [np.zeros((0, num_nearest), np.int64)]
     for start in range(0, len(features), _NUM_ROWS_AT_ONCE):

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from imago.data.sampling import BatchIndices
+from imago.data.stratified import evenly_spread
 from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.images import Preprocess, resize_and_crop
 from imago.resources import available_cores
@@ -41,24 +43,22 @@ def draw_sheets(
     with ThreadPoolExecutor(available_cores()) as threads:
         for label, name in enumerate(checked.class_names):
             indices = checked.good_indices[checked.labels[checked.good_indices] == label]
-            num_images = min(num_shown, len(indices))
-            if num_images:
-                caption = f"{name}: {num_images} of {len(indices):,} images, cropped as for evaluation"
-                squares = threads.map(square, indices[np.arange(num_images) * len(indices) // num_images].tolist())
+            if len(indices):
+                shown = indices[evenly_spread(len(indices), num_shown)].tolist()
+                caption = f"{name}: {len(shown)} of {len(indices):,} images, cropped as for evaluation"
+                squares = threads.map(square, shown)
                 yield sheet_name(label, name), draw_sheet(list(squares), caption)
 
 
 def draw_sheet(squares: Sequence[np.ndarray], caption: str) -> np.ndarray:
     """Lay out images uint8 (S, S, 3), at least one, below one line of text: uint8 (height, width, 3)."""
+    import matplotlib  # for its font: Pillow's own has ASCII only
+
     side = _CELL_PX // len(squares[0]) * len(squares[0]) or _CELL_PX
     # Enlarged by an integer factor, a box filter repeats the pixels.
     cells = [np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BOX)) for square in squares]
     grid = _lay_out(np.stack(cells), _NUM_COLUMNS)
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-    try:
-        font = ImageFont.truetype("DejaVuSans.ttf", _FONT_PX)  # on most systems; Pillow's own font has ASCII only
-    except OSError:
-        font = ImageFont.load_default(_FONT_PX)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), _FONT_PX)
     strip = Image.new("RGB", (grid.shape[1], _STRIP_PX), (32, 32, 32))
     text = shortened(printable(caption), _MAX_CAPTION)
     ImageDraw.Draw(strip).text((8, _STRIP_PX // 2), text, "white", font, anchor="lm")

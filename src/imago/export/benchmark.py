@@ -65,19 +65,13 @@ class Row:
     by_threads: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
-def all_artefacts() -> list[tuple[str, str]]:
-    """Return each format that has a runtime of its own, with each of its precisions."""
-    formats = {name: format for name, format in FORMATS.items() if name not in _NOT_MEASURED}
-    return [(name, precision) for name, format in formats.items() for precision in format.precisions]
-
-
 def write_rows(directory: Path, write: Callable[[str, str, Path], dict[str, Any]]) -> Iterator[Row]:
     """Write each artefact to `directory`; one that cannot be written becomes a row with the reason.
 
     `write` takes format, precision and path, and returns the report of the artefact; it raises a `UserError`.
     """
-    for name, precision in all_artefacts():
-        format = FORMATS[name]
+    measured = {name: format for name, format in FORMATS.items() if name not in _NOT_MEASURED}
+    for name, format, precision in ((name, form, part) for name, form in measured.items() for part in form.precisions):
         path = directory / format.file_of(precision)
         row = Row(f"{name} {precision}", path, format.module, format.runtime, format.python)
         if missing := format.missing_packages():

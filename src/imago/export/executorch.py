@@ -4,12 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from imago.export.formats import Options
-from imago.export.parity import BATCH_SIZES, Outputs, Predict
-from imago.export.torch_export import export_program
+from imago.export.parity import BATCH_SIZES, Predict
+from imago.export.torch_export import as_predict, export_program
 from imago.model.classifier import Classifier
 
 _FILE = "model.pte"
@@ -37,9 +34,4 @@ def load(path: Path, num_threads: int) -> Predict:
         _unsafe_reset_threadpool(num_threads)  # safe while no program runs
     program = Runtime.get().load_program(path / _FILE)
     method = program.load_method("forward")
-
-    def predict(images: np.ndarray) -> Outputs:
-        logits, probabilities = method.execute([torch.from_numpy(images)])
-        return logits.numpy(), probabilities.numpy()
-
-    return predict
+    return as_predict(lambda images: method.execute([images]))

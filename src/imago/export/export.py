@@ -14,6 +14,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from imago import onnx_classifier
+from imago.data.stratified import evenly_spread
 from imago.errors import ConfigError, DataError
 from imago.export.formats import FORMATS, LOSSLESS, Options, report_file
 from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, sha256_of, write_json
@@ -225,7 +226,7 @@ def _check_same_outputs(file: Path, network: _Network) -> None:
 def _save_images(network: _Network, limit: int | None, file: Path) -> np.ndarray:
     """Write the images to compare on to a .npy file, uint8 (N, 3, S, S), and return their labels (N,)."""
     size, num_all = network.classifier.preprocess.size, len(getattr(network.data.splits, network.split))
-    shape = (len(_spread(num_all, limit)), 3, size, size)
+    shape = (len(evenly_spread(num_all, limit or num_all)), 3, size, size)
     saved = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     all_labels: list[np.ndarray] = []
     for images, labels in _labeled_batches(network, limit, "images"):
@@ -283,14 +284,8 @@ def _batches(
     from imago.export.parity import NUM_IMAGES_AT_ONCE
 
     dataset: Any = data.dataset(split)
-    indices = _spread(len(dataset), limit)
+    indices = evenly_spread(len(dataset), limit or len(dataset))
     starts = range(0, len(indices), NUM_IMAGES_AT_ONCE)
     for start in tqdm(starts, desc=title, unit="batch", leave=False, disable=None):
         images, labels = dataset.__getitems__(BatchIndices(0, indices[start : start + NUM_IMAGES_AT_ONCE]))
         yield images.numpy(), labels.numpy()
-
-
-def _spread(num_all: int, limit: int | None) -> np.ndarray:
-    """Return the indices of all images, or of `limit` evenly spread ones."""
-    num_images = min(limit or num_all, num_all)
-    return np.arange(num_images) * num_all // num_images

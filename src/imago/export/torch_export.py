@@ -1,6 +1,6 @@
 """Write a network as a program of `torch.export`, which runs without the network's code, and read it back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,15 @@ def load(path: Path, num_threads: int) -> Predict:
     It runs on the threads of torch.
     """
     read_metadata(path)  # which checks the file
-    module = torch.export.load(path / _FILE).module()
+    return as_predict(torch.export.load(path / _FILE).module())
+
+
+def as_predict(compute: Callable[[torch.Tensor], Sequence[torch.Tensor]]) -> Predict:
+    """Return the function on arrays of a function from images to the tensors of logits and probabilities."""
 
     def predict(images: np.ndarray) -> Outputs:
         with torch.inference_mode():
-            logits, probabilities = module(torch.from_numpy(images))
+            logits, probabilities = compute(torch.from_numpy(images))
         return logits.numpy(), probabilities.numpy()
 
     return predict

@@ -19,6 +19,7 @@ from imago.errors import ConfigError, DataError
 from imago.files import sha256_of
 from imago.model.stem import fit_stem
 from imago.model.weights import find_file, recorded_preprocess
+from imago.text import first_line
 
 _REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, being offline is reported within 10 s
 _STALL_TIMEOUT_S = 30.0  # our own choice: torch.hub itself has no timeout for a server that has stopped sending
@@ -126,7 +127,7 @@ def check_image_size(network: nn.Module, name: str, image_size: int, supported_s
         with torch.no_grad():
             logits = traced(image)
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        reason = first_line(error).rstrip(".")
         raise ConfigError(
             f"model.name={name} cannot take images of {image_size} px ({reason}); type e.g. "
             f"preprocess.size={supported_size_px}."

@@ -21,6 +21,7 @@ from imago.model.library_net import (
     download,
 )
 from imago.model.weights import is_path
+from imago.text import first_line
 
 log = logging.getLogger(__name__)
 
@@ -136,5 +137,5 @@ def _download(entry: Any) -> Path:
     try:
         return Path(hf_hub_download(repository, **file))
     except OSError as error:  # the base class of the hub's connection and HTTP errors
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"the download of {repository} into {directory} failed ({reason}); {_REMEDY}") from error
+        fault = f"the download of {repository} into {directory} failed ({first_line(error)})"
+        raise DataError(f"{fault}; {_REMEDY}") from error

@@ -18,6 +18,7 @@ from imago.errors import ConfigError, DataError, DivergedError, StorageError
 from imago.files import atomic_write, fsync_directory, remove_partial_files
 from imago.paths import checkpoint_file
 from imago.resources import free_disk_bytes
+from imago.text import first_line
 
 SCHEMA_VERSION = 2  # increased when the contents change; 1 is the first edition
 _FIRST_EDITION_COMMIT = "7986d1c"
@@ -166,8 +167,7 @@ def _load(path: Path, map_location: Any | None) -> Any:
             f"{path} holds more than plain data and tensors{target}; it is refused, as it could run code."
         ) from error
     except _DAMAGED_PICKLE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{path} cannot be loaded ({reason}); use another checkpoint of the run.") from error
+        raise DataError(f"{path} cannot be loaded ({first_line(error)}); use another checkpoint of the run.") from error
 
 
 def check_structure(saved: Any, example: Any, path: Path | str, key: str = "") -> None:

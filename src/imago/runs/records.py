@@ -16,14 +16,13 @@ import psutil
 import yaml  # type: ignore[import-untyped]
 
 from imago.errors import DataError
-from imago.files import read_json, refuse_links
+from imago.files import RUN_SUBDIRECTORIES, read_json, refuse_links
 from imago.settings import flat_settings
 from imago.system import try_lock
 from imago.text import printable
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
 _MARKER_FILES = frozenset({"summary.json", "provenance.json"})
-_SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "model", "predictions", "figures"})
 
 _STATUSES = ("running", "finished", "failed", "stopped", "pruned", "died", "evaluated")  # in summary.json
 _ENDED_EARLY = ("stopped", "failed", "pruned", "died")  # statuses
@@ -84,7 +83,7 @@ def read_records(log_dir: Path | str) -> list[RunRecord]:
     for path, subdirectories, files in os.walk(log_dir):
         if not _MARKER_FILES.isdisjoint(files):
             run_dirs.append(Path(path))
-            subdirectories[:] = [name for name in subdirectories if name not in _SUBDIRECTORIES]
+            subdirectories[:] = [name for name in subdirectories if name not in RUN_SUBDIRECTORIES]
     records = [read_record(run_dir, log_dir) for run_dir in sorted(run_dirs)]
     return [record for record in records if record.status not in _ENDED_EARLY or _has_trained(record)]
 

@@ -122,7 +122,6 @@ class StepDecay(_StepFactor):
     def __init__(
         self,
         optimizer: Optimizer,
-        total_steps: int,
         steps_per_epoch: int,
         every_epochs: float | None,
         every_steps: int | None,
@@ -140,7 +139,7 @@ class StepDecay(_StepFactor):
 class Constant(_StepFactor):
     """Keep the learning rates constant."""
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
+    def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer, lambda step: 1.0)
 
 
@@ -152,9 +151,7 @@ class LrSweep(_StepFactor):
         range_factor: learning rate at step `num_steps` - 1 divided by that of step 0.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int, num_steps: int, range_factor: float
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, num_steps: int, range_factor: float) -> None:
         super().__init__(optimizer, lambda step: range_factor ** (step / (num_steps - 1)))
 
 
@@ -175,8 +172,6 @@ class Plateau(ReduceLROnPlateau):
     def __init__(
         self,
         optimizer: Optimizer,
-        total_steps: int,
-        steps_per_epoch: int,
         monitor: str,
         mode: Any,
         factor: float,

@@ -20,6 +20,7 @@ from imago.errors import ConfigError, DataError
 from imago.instantiate import build
 from imago.sweep.space import Space
 from imago.system import IS_POSIX
+from imago.text import first_line
 
 _SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
@@ -169,8 +170,7 @@ def _open_storage(url: str | None, directory: Path) -> BaseStorage:
         except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             is_being_created = any(text in str(error) for text in ("already exists", "UNIQUE", "duplicate", "locked"))
             if not is_being_created or attempt == _NUM_TRIES - 1:
-                reason = str(error).partition("\n")[0]
-                raise DataError(f"sweep.storage={url} cannot be opened: {reason}") from error
+                raise DataError(f"sweep.storage={url} cannot be opened: {first_line(error)}") from error
         time.sleep(1.0 + random.random())
     raise AssertionError("the last attempt returns or raises")
 

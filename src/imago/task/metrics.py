@@ -154,7 +154,6 @@ def compute_with_intervals(
     logits: np.ndarray,
     labels: np.ndarray,
     known: Mapping[str, Any] = MappingProxyType({}),
-    seed: int = 0,
     draws: ImageDraws | None = None,
 ) -> dict[str, Any]:
     """Compute metrics of a whole split, and their 95 % percentile intervals by bootstrap, `centered` at the values.
@@ -162,8 +161,8 @@ def compute_with_intervals(
     As in `macro_intervals`, the draws have further mistakes, so that a metric has an interval without any mistake too.
 
     `settings` are as in `EvaluationMetrics`, logits float32 (N, K), labels int64 (N,). A metric with name and value of
-    a `known` score, which has an interval already, is left out. The same `seed` gives the same intervals. `draws` are
-    those of the bootstrap; None draws single images.
+    a `known` score, which has an interval already, is left out. The same arguments give the same intervals.
+    `draws` are those of the bootstrap; None draws single images.
 
     Returns:
         NAME and NAME_interval_95 of each other metric.
@@ -179,7 +178,7 @@ def compute_with_intervals(
         value = _compute_once(metric, probabilities, targets)
         if abs(value - known.get(name, math.inf)) <= _TOLERANCE:
             continue
-        generator = np.random.default_rng(seed)  # the same draws for each metric
+        generator = np.random.default_rng(0)  # the same draws for each metric
         drawn = (draws.draw_labels(labels, predicted, generator) for _ in range(NUM_DRAWS))
         values = np.array([_compute_once(metric, probabilities[draw], torch.from_numpy(own)) for draw, own in drawn])
         interval = np.quantile(centered(values, value), QUANTILES_95)

@@ -16,7 +16,7 @@ from imago.model.weights import read_weights
 from imago.resources import available_cores, choose_threads
 from imago.system import IS_POSIX
 from imago.task.optimization import check_optimization
-from imago.text import counted
+from imago.text import counted, first_line
 from imago.training.monitors import set_modes
 from imago.training.other_task import is_image_task
 
@@ -165,7 +165,7 @@ def check_compile(device_type: str = "cpu") -> None:
     try:
         torch.compile(lambda values: values + 1)(torch.zeros(2, device=device_type))
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0][:_MAX_REASON_CHARS]
+        reason = first_line(error)[:_MAX_REASON_CHARS]
         raise ConfigError(
             f"compile=true: torch cannot compile here ({reason}); install a C++ compiler such as g++ and the "
             "headers of Python, or type compile=false."

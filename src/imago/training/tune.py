@@ -14,7 +14,7 @@ from imago.errors import ConfigError
 from imago.files import write_csv
 from imago.paths import command, short_path
 from imago.runs.run_directory import RunDirectory
-from imago.training.build import build_run
+from imago.training.build import build_run, one_line_for_misconfiguration
 from imago.training.machine_checks import prepare_machine
 from imago.training.other_task import is_image_task
 from imago.training.pruning import load_pruned
@@ -69,7 +69,8 @@ def _losses_of_increasing_lr(cfg: DictConfig, directory: RunDirectory) -> list[f
     precision, _ = prepare_machine(settings)
     data, task, trainer, _ = build_run(settings, precision, directory, load_pruned(settings))
     log.info("tune=lr: at most %s steps on the training images\n", _NUM_STEPS)
-    trainer.fit(task, datamodule=data)
+    with one_line_for_misconfiguration():
+        trainer.fit(task, datamodule=data)
     (curve,) = (c for c in trainer.callbacks if isinstance(c, LossCurve))  # type: ignore[attr-defined]
     return [loss for loss in curve.losses if math.isfinite(loss)]
 
