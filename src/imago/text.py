@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 _MAX_WIDTH = 300  # of a name among others; our own choice
@@ -92,10 +92,13 @@ def count_text(count: float | None) -> str:
     return "" if count is None else f"{count:,.0f}"
 
 
-def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Format rows of cells in columns for the terminal, with a rule below the first row."""
+def table_lines(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Format rows of cells in columns for the terminal, with a rule below the first; `right`: columns of numbers."""
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(padded(row[column], width, column in right) for column, width in enumerate(widths)).rstrip()
+        for row in rows
+    ]
     return [lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]]
 
 

@@ -20,23 +20,23 @@ def rows(file: Path) -> list[list[str]]:
 def test_the_table_has_a_line_for_each_class_with_a_bar_in_proportion():
     lines = report.class_table(checked_dataset([*[(0, "train", 0)] * 8, *[(0, "val", 1)] * 2]))
     assert lines[0].split() == ["class", "train", "val", "test", "all"]
-    assert lines[1].split() == ["ant", "8", "0", "0", "8", "#" * 20]
-    assert lines[2].split() == ["bee", "0", "2", "0", "2", "#" * 5]
-    assert lines[3].split() == ["all", "8", "2", "0", "10"]
+    assert lines[2].split() == ["ant", "8", "0", "0", "8", "#" * 20]
+    assert lines[3].split() == ["bee", "0", "2", "0", "2", "#" * 5]
+    assert lines[4].split() == ["all", "8", "2", "0", "10"]
 
 
 def test_of_many_classes_the_largest_and_the_smallest_are_shown():
     rows = [(0, "train", label) for label in range(30) for _ in range(label + 1)]
     lines = report.class_table(checked_dataset(rows, class_names=tuple(f"c{label}" for label in range(30))))
-    shown = [line.split()[0] for line in lines[1:-1]]
+    shown = [line.split()[0] for line in lines[2:-1]]
     assert shown == [*(f"c{label}" for label in range(29, 19, -1)), "...", *(f"c{label}" for label in range(9, -1, -1))]
-    assert "... 10 classes between these" in lines[11]
+    assert "... 10 classes between these" in lines[12]
 
 
 def test_columns_are_aligned_for_every_script():
     names = ("ant", "猫猫", "line\nbreak", "x" * 50)
     lines = report.class_table(checked_dataset([(0, "train", label) for label in range(4)], class_names=names))
-    assert len({display_width(line[: line.rindex("#" * 20)]) for line in lines[1:-1]}) == 1
+    assert len({display_width(line[: line.rindex("#" * 20)]) for line in lines[2:-1]}) == 1
     assert any("line\\nbreak" in line for line in lines)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imago.errors import DataError
-from imago.inference.predictions import Prediction, table_lines, write_predictions
+from imago.inference.predictions import Prediction, prediction_lines, write_predictions
 
 
 def prediction(name: str, predicted: str | None = "a") -> Prediction:
@@ -50,7 +50,7 @@ def test_prediction_sets_are_columns_and_lists_and_short_ones_are_shown(tmp_path
     ]
     records = json.loads((tmp_path / "out.json").read_text())["predictions"]
     assert [record["sets"] for record in records] == [{"90": ["a"], "95": ["a", "b"]}, long]
-    _, first, second = table_lines(found)
+    _, _, first, second = prediction_lines(found)
     assert first.endswith("b 25.0%   90 % set: a")
     assert second.endswith("b 25.0%")
 
@@ -65,7 +65,7 @@ def test_images_unlike_those_of_the_training_are_marked(tmp_path: Path):
     ]
     records = json.loads((tmp_path / "out.json").read_text())["predictions"]
     assert [record["unlike_training"] for record in records] == [False, True]
-    _, first, second = table_lines(found)
+    _, _, first, second = prediction_lines(found)
     assert first.endswith("b 25.0%")
     assert second.endswith("b 25.0%   unlike the training images")
 
@@ -85,21 +85,21 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path):
 
 
 def test_the_table_shows_all_classes_of_an_image_without_an_answer():
-    lines = list(table_lines([prediction("x.png"), prediction("a\nb.png", None)]))
-    assert lines[1].split() == ["x.png", "a", "75.00%", "b", "25.0%"]
-    assert lines[2].split() == [r"a\nb.png", "(below", "threshold)", "75.00%", "a", "75.0%,", "b", "25.0%"]
+    lines = prediction_lines([prediction("x.png"), prediction("a\nb.png", None)])
+    assert lines[2].split() == ["x.png", "a", "75.00%", "b", "25.0%"]
+    assert lines[3].split() == [r"a\nb.png", "(below", "threshold)", "75.00%", "a", "75.0%,", "b", "25.0%"]
 
 
 def test_the_table_shows_the_first_twenty_images():
-    lines = list(table_lines([prediction(f"{number}.png") for number in range(30)]))
-    assert len(lines) == 22
+    lines = prediction_lines([prediction(f"{number}.png") for number in range(30)])
+    assert len(lines) == 23
     assert lines[-1] == "... and 10 more"
 
 
 def test_class_names_cannot_control_the_terminal():
     odd = Prediction(Path("x.png"), [("a\x1b[2J", 0.75), ("b\nc", 0.25)], "a\x1b[2J")
-    lines = list(table_lines([odd]))
-    assert len(lines) == 2
+    lines = prediction_lines([odd])
+    assert len(lines) == 3
     assert "".join(lines).isprintable()
-    assert r"a\x1b[2J" in lines[1]
-    assert r"b\nc 25.0%" in lines[1]
+    assert r"a\x1b[2J" in lines[2]
+    assert r"b\nc 25.0%" in lines[2]

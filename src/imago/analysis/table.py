@@ -1,6 +1,6 @@
 """Sort tables of runs, and format them for the terminal and as CSV."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,14 @@ from imago.files import report_unwritable, write_csv
 from imago.settings import typed_value
 from imago.text import (
     count_text,
-    display_width,
     duration_text,
     join_names,
     metric_text,
-    padded,
     percent_text,
     printable,
     range_text,
     shortened,
+    table_lines,
 )
 
 # Config groups whose typed option is shown instead of the settings that it changes.
@@ -82,21 +81,17 @@ def table_text(runs: DataFrame, width: int | None) -> str:
     table["settings"] = _settings_texts(runs)
     table = table.loc[:, (table != "").any()]
     setting_lines, left_out = [""] * len(table), []
-    if width is not None and _total_width(table) > width:
+    if width is not None and len(_lines(table, headers)[1]) > width:
         if "settings" in table:
             setting_lines = [f"\n    {shortened(text, width - 4)}" if text else "" for text in table.pop("settings")]
         for header in (*_LEFT_OUT_FIRST, *reversed(headers), *_LEFT_OUT_LAST):
-            if header in table and _total_width(table) > width:
+            if header in table and len(_lines(table, headers)[1]) > width:
                 table.pop(header)
                 left_out.append(header)
-    columns = [
-        [padded(cell, cell_width, header in (*_RIGHT_ALIGNED, *headers)) for cell in (header, *table[header])]
-        for header, cell_width in _column_widths(table).items()
-    ]
-    first, *lines = ("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
+    first, rule, *lines = _lines(table, headers)
     lines = [line + text for line, text in zip(lines, setting_lines, strict=True)]
     note = [f"(this terminal is too narrow for {', '.join(left_out)}; csv=FILE has all columns)"] if left_out else []
-    return "\n".join([first, "-" * _total_width(table), *lines, *note])
+    return "\n".join([first, rule, *lines, *note])
 
 
 def run_notes(runs: DataFrame) -> list[str]:
@@ -167,9 +162,7 @@ def _settings_texts(runs: DataFrame) -> list[str]:
     return list(texts.values())
 
 
-def _column_widths(table: DataFrame) -> dict[str, int]:
-    return {header: max(map(display_width, (header, *table[header]))) for header in table}
-
-
-def _total_width(table: DataFrame) -> int:
-    return sum(_column_widths(table).values()) + 2 * (len(table.columns) - 1)
+def _lines(table: DataFrame, metrics: Sequence[str]) -> list[str]:
+    """Return header, rule and rows; the rule is as wide as the table."""
+    numbers = [index for index, header in enumerate(table) if header in (*_RIGHT_ALIGNED, *metrics)]
+    return table_lines([list(table), *table.values.tolist()], numbers)

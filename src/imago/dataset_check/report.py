@@ -10,7 +10,7 @@ from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.dataset_check.findings import Finding
 from imago.files import write_csv
 from imago.images import SPLITS
-from imago.text import counted, display_width, padded, printable, shortened
+from imago.text import counted, printable, shortened, table_lines
 
 _STATISTICS_OF = "whole training images, each with equal weight"
 _MAX_CLASSES = 20  # rows that fit on a screen; of more, the largest and the smallest are shown
@@ -26,15 +26,16 @@ def class_table(checked: CheckedDataset) -> list[str]:
         order = np.argsort(-counts[:, -1], kind="stable").tolist()
         labels = [*order[: _MAX_CLASSES // 2], *order[-_MAX_CLASSES // 2 :]]
     names = [shortened(printable(checked.class_names[label]), _MAX_NAME_WIDTH) for label in labels]
-    width = max(map(display_width, ["class", *names]))
-    lines = [padded("class", width) + "".join(f"{name:>10}" for name in (*SPLITS, "all"))]
+    rows: list[tuple[str, ...]] = [("class", *SPLITS, "all", "")]
     for name, label in zip(names, labels, strict=True):
         bar = "#" * round(_BAR_WIDTH_CHARS * counts[label, -1] / counts[:, -1].max())
-        lines.append(f"{padded(name, width)}{_cells(counts[label])}  {bar}".rstrip())
+        rows.append((name, *(f"{count:,}" for count in counts[label]), bar))
+    rows.append(("all", *(f"{count:,}" for count in counts.sum(axis=0)), ""))
+    lines = table_lines(rows, right=range(1, 5))
     if omitted := len(counts) - len(labels):
         classes = counted(omitted, "class", "classes")
-        lines.insert(1 + _MAX_CLASSES // 2, f"... {classes} between these; check.json has them all")
-    return [*lines, padded("all", width) + _cells(counts.sum(axis=0))]
+        lines.insert(2 + _MAX_CLASSES // 2, f"... {classes} between these; check.json has them all")
+    return lines
 
 
 def summary_lines(checked: CheckedDataset, preprocess: str) -> list[str]:
@@ -110,7 +111,3 @@ def write_duplicates(file: Path, checked: CheckedDataset) -> None:
         rows.append((number, kind, f"{similarity:.3f}", *checked.origin(first), *checked.origin(second)))
     header = (f"{column}_{end}" for end in "ab" for column in ("path", "split", "class"))
     write_csv(file, [("group", "kind", "correlation", *header), *sorted(rows)])
-
-
-def _cells(counts: np.ndarray) -> str:
-    return "".join(f"{count:>10,}" for count in counts)

@@ -18,7 +18,7 @@ from imago.images import MAX_PIXELS, Preprocess, read_image, resize_and_crop
 from imago.inference.find_images import find_images, left_out_files
 from imago.inference.find_model import check_and_find_model, is_onnx
 from imago.inference.load import Predictor, load_predictor
-from imago.inference.predictions import Prediction, table_lines, write_predictions
+from imago.inference.predictions import Prediction, prediction_lines, write_predictions
 from imago.inference.run_split import check_finite
 from imago.paths import short_path
 from imago.resources import first_cpu_times, is_thread_setting
@@ -63,7 +63,7 @@ def predict(cfg: DictConfig) -> None:
     metadata["left_out"] = [{"file": str(file), "reason": reason} for file, reason in left_out]
     write_predictions(output, predictions, bad_images, metadata)
     if predictions:
-        print("\n".join(table_lines(predictions)), end="\n\n")
+        print("\n".join(prediction_lines(predictions)), end="\n\n")
     if not predictor.predicts_classes:
         print("note: the task of the run has targets of its own; these are outputs for the images as they are")
     elif note := missing_sets_note(predictor.prediction_sets) or missing_detector_note(predictor.unknown_detector):

@@ -1,12 +1,12 @@
 """Print predictions as a table, and write them as CSV and JSON."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from imago.files import report_unwritable, write_csv, write_json
-from imago.text import display_width, padded, printable
+from imago.text import printable, table_lines
 
 _MAX_LISTED = 20  # images that fit on a screen; the files have all of them
 _MAX_NAME_CHARS = 60  # of an image on the screen; our own choice
@@ -66,22 +66,18 @@ def write_predictions(
         write_json(file.with_suffix(".json"), {**metadata, "predictions": records, "bad": bad_records})
 
 
-def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
-    """Yield a heading and one line per image, at least one: name, predicted class, next classes, short set, mark."""
-    shown = predictions[:_MAX_LISTED]
-    images = [printable(prediction.image) for prediction in shown]
-    images = [name if len(name) <= _MAX_NAME_CHARS else f"...{name[3 - _MAX_NAME_CHARS :]}" for name in images]
-    names = [printable(prediction.predicted or _BELOW_THRESHOLD) for prediction in shown]
-    width, class_width = (max(map(display_width, column)) for column in (["image", *images], ["class", *names]))
-    others = [prediction.best_classes[1:] if prediction.predicted else prediction.best_classes for prediction in shown]
-    yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   next classes" if any(others) else "")
-    for image, predicted, prediction, classes in zip(images, names, shown, others, strict=True):
-        next_classes = ", ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
+def prediction_lines(predictions: Sequence[Prediction]) -> list[str]:
+    """Return the lines of a table of images, at least one: name, predicted class, next classes, short set, mark."""
+    rows = [("image", "class", "probability", "next classes")]
+    for prediction in predictions[:_MAX_LISTED]:
+        image = printable(prediction.image)
+        image = image if len(image) <= _MAX_NAME_CHARS else f"...{image[3 - _MAX_NAME_CHARS :]}"
+        others = prediction.best_classes[1:] if prediction.predicted else prediction.best_classes
         level, members = next(iter(prediction.sets.items()), ("", []))
-        if 0 < len(members) <= _MAX_SET:
-            next_classes += f"   {level} % set: {', '.join(map(printable, members))}"
-        next_classes += "   unlike the training images" if (prediction.score or 0) < 0 else ""
-        best = prediction.best_classes[0][1]
-        yield f"{padded(image, width)}  {padded(predicted, class_width)}  {best:>11.2%}   {next_classes}".rstrip()
-    if len(predictions) > len(shown):
-        yield f"... and {len(predictions) - len(shown):,} more"
+        notes = [", ".join(f"{printable(name)} {probability:.1%}" for name, probability in others)]
+        notes += [f"{level} % set: {', '.join(map(printable, members))}"] if 0 < len(members) <= _MAX_SET else []
+        notes += ["unlike the training images"] if (prediction.score or 0) < 0 else []
+        best, name = f"{prediction.best_classes[0][1]:.2%}", printable(prediction.predicted or _BELOW_THRESHOLD)
+        rows.append((image, name, best, "   ".join(notes)))
+    more = [f"... and {len(predictions) - _MAX_LISTED:,} more"] if len(predictions) > _MAX_LISTED else []
+    return table_lines(rows, right=[2]) + more

@@ -14,7 +14,7 @@ from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describ
 from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs, most_confused
 from imago.statistics.unknown_images import UNKNOWN_IMAGES_KEY, describe_unknown
-from imago.text import counted, display_width, padded, printable
+from imago.text import counted, printable, table_lines
 
 if TYPE_CHECKING:
     from imago.data.dataset import Samples
@@ -87,16 +87,12 @@ def _class_table(result: LabeledOutputs, sets: Mapping[str, Any]) -> list[str]:
     scores = result.per_class
     present = np.flatnonzero(scores.num_images)
     shown = present if len(present) <= _MAX_LISTED else present[np.argsort(scores.f1[present])[:_MAX_LISTED]]
-    names = {index: printable(result.class_names[index]) for index in shown.tolist()}
-    width = max(map(display_width, ["class", *names.values()]))
-    header = "".join(f"   in {level} %  set size" for level in sets)
-    lines = [f"{'class':<{width}}  precision   recall       F1        n{header}"]
-    lines += [
-        f"{padded(name, width)}   {scores.precision[index]:>8.2%} {scores.recall[index]:>8.2%} "
-        f"{scores.f1[index]:>8.4f} {scores.num_images[index]:>8,}"
-        + "".join(f"{text:>10}" for text in class_cells(sets, result.class_names[index]))
-        for index, name in names.items()
-    ]
+    rows = [["class", "precision", "recall", "F1", "n", *(x for level in sets for x in (f"in {level} %", "set size"))]]
+    for index in shown.tolist():
+        name = result.class_names[index]
+        cells = [f"{scores.precision[index]:.2%}", f"{scores.recall[index]:.2%}", f"{scores.f1[index]:.4f}"]
+        rows.append([printable(name), *cells, f"{scores.num_images[index]:,}", *class_cells(sets, name)])
+    lines = table_lines(rows, right=range(1, len(rows[0])))
     if len(shown) < len(present):
         lines.append(f"the weakest {len(shown)} of {len(present)} classes; all of them are in per_class.csv")
     return lines
