@@ -77,7 +77,7 @@ def test_the_text_and_the_chart_name_the_numbers(tmp_path: Path):
 
 def test_the_page_has_the_curve_once_and_one_legend_of_each_line(tmp_path: Path):
     ranking = make_curve(tmp_path / "x", [0.1, 0.2, 0.5, 1.0])
-    write_sweep_page(ranking.directory, tmp_path / "page.html")
+    write_sweep_page(ranking, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("twice the data (90,000 training images)") == 1
     assert page.count("</svg>95 % interval of the power law</span>") == 1

@@ -11,6 +11,7 @@ from PIL import Image
 from run_folders import make_evaluation, make_run, make_sweep
 
 from imago.analysis.comparison import compare_runs, write_comparison_page
+from imago.analysis.ranking import rank_settings
 from imago.analysis.run_page import write_run_page
 from imago.analysis.sweep_page import write_sweep_page
 
@@ -82,7 +83,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_run_page(runs[0], "test", written["run"])
     write_run_page(failed, "test", written["bare"])
     write_comparison_page(compare_runs(*runs), written["comparison"])
-    write_sweep_page(make_sweep(folder / "a_sweep"), written["sweep"])
+    write_sweep_page(rank_settings(make_sweep(folder / "a_sweep")), written["sweep"])
     return written
 
 

@@ -7,13 +7,14 @@ import pytest
 from run_folders import make_sweep
 
 from imago.analysis.charts import parallel_chart
+from imago.analysis.ranking import rank_settings
 from imago.analysis.sweep_page import write_sweep_page
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = make_sweep(tmp_path_factory.mktemp("sweep") / "x")
-    write_sweep_page(folder, folder / "report.html")
+    write_sweep_page(rank_settings(folder), folder / "report.html")
     return (folder / "report.html").read_text()
 
 
@@ -32,7 +33,8 @@ def test_progress_curves_and_importance_are_drawn(page: str):
 
 def test_a_sweep_in_which_nothing_finished_has_a_page(tmp_path: Path):
     folder = make_sweep(tmp_path / "x", num_settings=1)
-    assert write_sweep_page(folder, folder / "report.html").best is None
+    assert (ranking := rank_settings(folder)).best is None
+    write_sweep_page(ranking, folder / "report.html")
     assert "No setting has finished." in (folder / "report.html").read_text()
 
 

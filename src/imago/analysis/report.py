@@ -68,15 +68,15 @@ def _is_sweep(directory: str | None) -> bool:
 
 
 def _report_sweep(directory: Path, output: str | None) -> None:
-    from imago.analysis.learning_curve import learning_curve
-    from imago.analysis.ranking import final_test_lines, rank_settings, ranking_text
+    from imago.analysis.ranking import rank_settings, ranking_text
     from imago.analysis.sweep_page import write_sweep_page
 
     file = Path(output) if output else directory / "report.html"
-    if not rank_settings(directory.resolve()).settings:
+    ranking = rank_settings(directory.resolve())
+    if not ranking.settings:
         raise DataError(f"{short_path(directory)} has no runs yet; a sweep numbers them 0, 1, 2 in its directory.")
-    ranking = write_sweep_page(directory.resolve(), file)
-    print("\n".join([ranking_text(ranking), "", *final_test_lines(ranking), learning_curve(ranking)[1]]).rstrip())
+    notes = write_sweep_page(ranking, file)
+    print("\n".join([ranking_text(ranking), "", *notes]).rstrip())
     print(f"page written to {short_path(file)}; ranking.csv and ranking.md are in {short_path(directory)}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from imago.analysis.charts import Chart, Line, line_charts, numbers_or_none, parallel_chart
 from imago.analysis.learning_curve import learning_curve
 from imago.analysis.page import write_page
-from imago.analysis.ranking import RankedSetting, Ranking, final_test_lines, rank_settings, ranking_rows, write_ranking
+from imago.analysis.ranking import RankedSetting, Ranking, final_test_lines, ranking_rows, write_ranking
 from imago.errors import DataError
 from imago.runs.records import read_logged
 from imago.text import duration_text, metric_text, percent_text
@@ -17,31 +17,31 @@ _NUM_CURVES = 5  # of the best settings
 _MIN_FOR_IMPORTANCE = 4  # ranked settings: with fewer, the importance of a setting is chance; our own choice
 
 
-def write_sweep_page(directory: Path, file: Path) -> Ranking:
-    """Write the page of a sweep, and its ranking anew; return the ranking.
+def write_sweep_page(ranking: Ranking, file: Path) -> list[str]:
+    """Write the page of a sweep, and its ranking anew; return the lines on the final test and the learning curve.
 
     Raises:
-        DataError: if the directory is not that of a sweep, or the page cannot be written.
+        DataError: if a file cannot be written.
     """
-    ranking = rank_settings(directory)
     write_ranking(ranking)
     header, *rows = ranking_rows(ranking)
     ranked = [setting for setting in ranking.settings if setting.rank is not None]
     curve, curve_text = learning_curve(ranking)
+    notes = [*final_test_lines(ranking), *filter(None, [curve_text])]
     context = {
-        "title": f"Sweep {directory.name}",
+        "title": f"Sweep {ranking.directory.name}",
         "ranking": ranking,
         "cards": _cards(ranking, ranked),
         "header": [name or "rank" for name in header],
         "rows": rows,
-        "notes": [*final_test_lines(ranking), *filter(None, [curve_text])],
+        "notes": notes,
         "progress": [*curve, *_progress(ranking, ranked)],
         "importance": _importance(ranking, ranked),
         "curves": _curves(ranking, ranked[:_NUM_CURVES]),
         "parallel": _parallel(ranking, ranked),
     }
     write_page("sweep.html.j2", context, file)
-    return ranking
+    return notes
 
 
 def _cards(ranking: Ranking, ranked: list[RankedSetting]) -> list[tuple[str, str, str]]:
