@@ -142,6 +142,25 @@ def test_settings_in_the_state_of_a_callback_are_those_typed_last_and_others_sta
     assert used(5, "++callbacks.own.share=0.7", "callbacks.own.level=9") == [(9, 0.7)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        ("optimizer=muon", "optimizer.weight_decay=0"),
+        ("optimizer=muon", "++optimizer.relative=true"),
+        ("optimizer=torch", "optimizer._target_=torch.optim.Adafactor"),
+    ],
+)
+def test_an_optimizer_with_several_kinds_of_state_is_resumed_to_the_same_weights(compose, tmp_path, optimizer: tuple):
+    settings = ("schedule=constant", "optimizer.lr=0.01", *optimizer)
+    fit(compose, tmp_path / "parts", "trainer.max_epochs=1", *settings)
+    states = [
+        fit(compose, tmp_path / name, "trainer.max_epochs=2", *settings).lightning_module.state_dict()
+        for name in ("parts", "whole")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
 @pytest.fixture(scope="module")
 def saved_run(compose: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable]:
     """The checkpoint of one epoch, and a function that resumes from it for a second one."""

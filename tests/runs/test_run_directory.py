@@ -98,6 +98,23 @@ def test_a_resumed_run_keeps_its_results_and_refuses_other_data(directory: RunDi
     assert (provenance["images"], provenance["test"]) == ("1" * 64, "4" * 64)
 
 
+def test_a_resume_that_is_refused_leaves_the_records_of_the_run_unchanged(directory: RunDirectory, tmp_path: Path):
+    with directory.open(*SETTINGS):
+        save(directory)
+        directory.update(test={"acc": 1.0})
+    records = [directory.path / name for name in ("config.yaml", "provenance.json", "summary.json")]
+    before = [file.read_bytes() for file in records]
+    again = RunDirectory(directory.path, tmp_path)
+    with pytest.raises(DataError), again.open("seed: 4\n", ["seed=4"], 4):
+        raise DataError("other data.")
+    assert [file.read_bytes() for file in records] == before
+    with pytest.raises(DataError), again.open("seed: 4\n", ["seed=4"], 4):
+        save(again)
+        raise DataError("a damaged image.")
+    assert (summary(again)["status"], summary(again)["test"]) == ("failed", {"acc": 1.0})
+    assert (directory.path / "config.yaml").read_text() == "seed: 4\n"
+
+
 def test_a_run_that_failed_before_its_first_save_is_forgotten(directory: RunDirectory, tmp_path: Path):
     before = RunDirectory(tmp_path / "train" / "before", tmp_path)
     with before.open(*SETTINGS):
@@ -107,6 +124,9 @@ def test_a_run_that_failed_before_its_first_save_is_forgotten(directory: RunDire
     with pytest.raises(DataError), directory.open(*SETTINGS):
         raise DataError("no images.")
     assert (tmp_path / "latest").resolve().name == "before"
+    with pytest.raises(DataError), directory.open(*SETTINGS):
+        raise DataError("still no images.")
+    assert (summary(directory)["status"], summary(directory)["reason"]) == ("failed", "still no images.")
     assert has_never_saved(directory.path)
     with directory.open("seed: 4\n", ["seed=4"], 4):
         assert (summary(directory)["status"], (directory.path / "metrics.csv").exists()) == ("running", False)

@@ -15,8 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from imago.errors import ConfigError, DataError
-from imago.files import make_writable, read_json, refuse_links, remove_partial_files, write_json, write_text
+from imago.errors import ConfigError, DataError, UserError
+from imago.files import atomic_write, make_writable, read_json, refuse_links, remove_partial_files, write_json, write_text
 from imago.log import log_to
 from imago.paths import checkpoint_file, command, short_path
 from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures
@@ -44,6 +44,8 @@ class RunDirectory:
         self.has_ended = False
         self._start_s = 0.0
         self._is_linked = False
+        self._before: dict[Path, bytes] = {}  # the records of a resumed run
+        self._saves: list[tuple[Path, int]] = []  # its checkpoints and their times
         self.signals = Signals()
 
     @property
@@ -106,7 +108,10 @@ class RunDirectory:
                 _log.debug("".join(traceback.format_exception(error)))
                 if not self.is_main_process:
                     self.record_failure(error)
-            self.write_end(status, reason)
+            if self._before and isinstance(exit_error, UserError) and self._saves == self._saved_checkpoints():
+                self._restore_records()
+            else:
+                self.write_end(status, reason)
             if status == "stopped":  # only the main process logs
                 again = f"{command('train')} resume={shlex.quote(short_path(self.path))}"
                 is_saved = checkpoint_file(self.path, "last").is_file()
@@ -115,6 +120,12 @@ class RunDirectory:
             if exit_error is error:
                 raise
             raise exit_error from None
+
+    def _restore_records(self) -> None:
+        """Write the records of a resumed run as they were: it was refused, or failed before it saved anything new."""
+        for file, content in self._before.items():
+            with atomic_write(file, "wb") as opened:
+                opened.write(content)
 
     def update(self, **entries: Any) -> None:
         """Add entries to `summary.json`; the status of a running run becomes failed if a rank has failed."""
@@ -175,6 +186,10 @@ class RunDirectory:
         if has_never_saved(self.path):  # start again
             for name in ("provenance.json", "summary.json", "metrics.csv"):
                 (self.path / name).unlink(missing_ok=True)
+        else:
+            records = [self.path / name for name in ("config.yaml", "provenance.json", "summary.json")]
+            self._before = {file: file.read_bytes() for file in records if file.is_file()}
+            self._saves = self._saved_checkpoints()
         clear_failures(self.path)
         remove_partial_files(self.path)
         # First, as it can be overwritten on a full disk, too. A resumed run keeps its results.
@@ -187,6 +202,9 @@ class RunDirectory:
         write_json(file, provenance)
         if any(self.path.glob("checkpoints/*.ckpt")):
             self.link_latest()
+
+    def _saved_checkpoints(self) -> list[tuple[Path, int]]:
+        return [(file, file.stat().st_mtime_ns) for file in sorted(self.path.glob("checkpoints/*.ckpt"))]
 
     def link_latest(self) -> None:
         """Let the link `latest` point to this run, once: when it has a checkpoint."""
