@@ -20,6 +20,12 @@ def flatten(node: Any, key: str = "") -> dict[str, Any]:
     return flat
 
 
+def is_same_value(key: str, value: Any, other: Any) -> bool:
+    """Return whether two values of a setting mean the same: 1 is 1.0, but a limit of 1 batch is no share of 1.0."""
+    is_limit = key.endswith("_batches") or key.endswith("val_check_interval")
+    return bool(value == other) and not (is_limit and isinstance(value, float) != isinstance(other, float))
+
+
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten the settings of a run for a table: the value of a group is the short name of its class.
 

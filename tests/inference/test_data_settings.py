@@ -47,6 +47,17 @@ def test_a_saved_config_reads_no_variables_of_the_machine(tmp_path: Path, monkey
     assert read_data_settings(tmp_path, [])["root"] == root
 
 
+def test_the_paths_of_a_torch_dataset_are_compared_as_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to("images")
+    monkeypatch.chdir(tmp_path)
+    sources = [
+        image_source({"_target_": "x.Module", "train": {"_target_": "x.Folder", "roots": [path], "name": "a"}})
+        for path in ("images", f"{tmp_path}/images", "link", "other")
+    ]
+    assert sources[0] == sources[1] == sources[2] != sources[3]
+
+
 def test_the_fold_of_a_run_with_a_split_file_is_read_from_its_own_split(tmp_path: Path):
     settings = "_target_: imago.data.shapes.ShapesDataModule, split_file: /moved/list.csv, fold: 1"
     (tmp_path / "config.yaml").write_text(f"data: {{{settings}}}")
@@ -54,3 +65,4 @@ def test_the_fold_of_a_run_with_a_split_file_is_read_from_its_own_split(tmp_path
     (tmp_path / "split.csv").write_text("path,label,split\n")
     found = read_data_settings(tmp_path, [])
     assert (found["split_file"], found["fold"]) == (str(tmp_path / "split.csv"), None)
+    assert found["val_as_test"] is False

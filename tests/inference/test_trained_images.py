@@ -54,6 +54,32 @@ def test_copies_are_counted(root: Path, tmp_path: Path):
     assert trained_on_note(folder(tmp_path / "copy", "val"), CLASSES, folder(root), CLASSES) == ""
 
 
+def test_classes_are_compared_as_in_evaluation(tmp_path: Path):
+    for number in range(2):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.bmp")
+    found = {}
+    for name, labels in {
+        "train": ("n01440764 caf\u00e9", "b"),
+        "same": ("cafe\u0301", "b"),
+        "id": ("n01440764", "b"),
+    }.items():
+        rows = [f"{number}.bmp,{label}" for number, label in enumerate(labels)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+        found[name] = labels, files_from_list(tmp_path, read_list(tmp_path / f"{name}.csv"), labels)["train"]
+    (train_names, train) = found["train"]
+    for names, samples in (found["same"], found["id"]):
+        with pytest.raises(ConfigError, match=r"^2 of these 2 images are training images"):
+            trained_on_note(samples, names, train, train_names)
+
+
+def test_datasets_of_different_kinds_are_said_to_be_unknown(root: Path):
+    other = LabeledArray(np.zeros((2, 3, 4, 4), np.uint8), np.arange(2), numbered_names("train", 2))
+    for samples, train in ((other, folder(root)), (folder(root), other)):
+        assert trained_on_note(samples, CLASSES, train, CLASSES).startswith(
+            "whether the run was trained on some of these"
+        )
+
+
 def test_images_in_memory_are_compared_by_their_pixels():
     pixels = np.random.default_rng(1).integers(0, 256, (30, 3, 8, 8), np.uint8)
     train = LabeledArray(pixels[:20], np.arange(20) % 2, numbered_names("train", 20))

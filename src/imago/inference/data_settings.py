@@ -31,7 +31,7 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise DataError(f"{run / 'config.yaml'} names no dataset; restore the file, or train again.")
     if settings.get("split_file") and (run / "split.csv").is_file():
-        settings |= {"split_file": str(run / "split.csv"), "fold": None}  # it has the fold's val split
+        settings |= {"split_file": str(run / "split.csv"), "fold": None, "val_as_test": False}  # it has these splits
     settings["augment"] = {}  # not used in evaluation, and may name code of others
     check_saved_targets(settings, "data", run / "config.yaml", trust)
     return settings
@@ -40,7 +40,16 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
 def image_source(settings: Mapping[str, Any]) -> list[str]:
     """Return dataset class and resolved paths: equal for settings that read the same images, however split."""
     paths = [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
-    return [*paths, json.dumps(settings.get("train"), sort_keys=True)]  # of data=dataset
+    return [*paths, json.dumps(_with_real_paths(settings.get("train")), sort_keys=True)]  # of data=dataset
+
+
+def _with_real_paths(node: Any) -> Any:
+    """Return settings of a torch Dataset with resolved paths: a text that names a file or a folder is a path."""
+    if isinstance(node, Mapping):
+        return {key: _with_real_paths(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_real_paths(value) for value in node]
+    return os.path.realpath(node) if isinstance(node, str) and os.path.exists(node) else node
 
 
 def _read_config(run: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from imago.errors import ConfigError
 from imago.files import sha256_of
 
@@ -19,7 +21,7 @@ def trained_on_note(
 ) -> str:
     """Return a note with the number of images that are copies of training images of the run; "" without any.
 
-    Images are compared if both datasets are files, or both are in memory.
+    Images are compared if both datasets are files, or both are in memory; otherwise, the note says that they are not.
 
     Raises:
         ConfigError: if some are not copies, but the training images themselves.
@@ -27,11 +29,14 @@ def trained_on_note(
     from imago.data.dataset import LabeledArray, LabeledFiles
 
     if isinstance(samples, LabeledFiles) and isinstance(train, LabeledFiles):
-        num_same, num_copies = _count_files(samples, class_names, train, train_class_names)
+        from imago.inference.run_split import match_classes
+
+        labels = match_classes(class_names, train_class_names)[samples.labels]
+        num_same, num_copies = _count_files(samples, labels, train)
     elif isinstance(samples, LabeledArray) and isinstance(train, LabeledArray):
         num_same, num_copies = _count_arrays(samples, train)
     else:
-        return ""
+        return "whether the run was trained on some of these images is unknown: the datasets are of different kinds"
     if num_same:
         raise ConfigError(
             f"{num_same:,} of these {len(samples):,} images are training images of the run; type data= without them, "
@@ -41,11 +46,12 @@ def trained_on_note(
     return text if num_copies else ""
 
 
-def _count_files(
-    samples: "LabeledFiles", class_names: Sequence[str], train: "LabeledFiles", train_class_names: Sequence[str]
-) -> tuple[int, int]:
-    """Count the files that are in `train`, and those that have the content of one there; class and size are equal."""
-    found, known = _files_by_size(samples, class_names), _files_by_size(train, train_class_names)
+def _count_files(samples: "LabeledFiles", labels: np.ndarray, train: "LabeledFiles") -> tuple[int, int]:
+    """Count the files that are in `train`, and those that have the content of one there; class and size are equal.
+
+    `labels` are those that the samples have in `train`, int64 (N,).
+    """
+    found, known = _files_by_size(samples, labels), _files_by_size(train, train.labels)
     num_same = num_copies = 0
     for key in found.keys() & known.keys():
         others = found[key] - known[key]
@@ -55,11 +61,11 @@ def _count_files(
     return num_same, num_copies
 
 
-def _files_by_size(files: "LabeledFiles", class_names: Sequence[str]) -> dict[tuple[str, int], set[Path]]:
-    """Return the files, in real directories, by class and number of bytes."""
+def _files_by_size(files: "LabeledFiles", labels: np.ndarray) -> dict[tuple[int, int], set[Path]]:
+    """Return the files, in real directories, by label and number of bytes."""
     by_size, directories = defaultdict(set), {path: Path(realpath(path)) for path in {p.parent for p in files.paths}}
-    for path, label, num_bytes in zip(files.paths, files.labels, files.num_bytes.tolist(), strict=True):
-        by_size[class_names[label], num_bytes].add(directories[path.parent] / path.name)
+    for path, label, num_bytes in zip(files.paths, labels.tolist(), files.num_bytes.tolist(), strict=True):
+        by_size[label, num_bytes].add(directories[path.parent] / path.name)
     return by_size
 
 

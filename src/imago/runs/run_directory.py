@@ -16,7 +16,15 @@ from time import perf_counter
 from typing import Any
 
 from imago.errors import ConfigError, DataError, UserError
-from imago.files import atomic_write, make_writable, read_json, refuse_links, remove_partial_files, write_json, write_text
+from imago.files import (
+    atomic_write,
+    make_writable,
+    read_json,
+    refuse_links,
+    remove_partial_files,
+    write_json,
+    write_text,
+)
 from imago.log import log_to
 from imago.paths import checkpoint_file, command, short_path
 from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures

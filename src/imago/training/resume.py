@@ -15,7 +15,7 @@ from imago.inference.find_model import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
 from imago.runs.run_directory import has_never_saved
-from imago.settings import PATH_SETTINGS, absolute_paths, as_typed, flatten
+from imago.settings import PATH_SETTINGS, absolute_paths, as_typed, flatten, is_same_value
 from imago.training.pruning import is_pruned, resolve_pruned_run
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
@@ -153,7 +153,7 @@ def check_unchanged_settings(
     """
     after = flatten(settings)
     before = {key: _AUGMENT_DEFAULTS[key] for key in after if key in _AUGMENT_DEFAULTS} | flatten(saved)
-    different = [key for key in before | after if before.get(key) != after.get(key)]
+    different = [key for key in before | after if not is_same_value(key, before.get(key), after.get(key))]
     may_change = tuple(f"{name}." for name in _CHANGEABLE_KEYS)
     changed = [key for key in different if f"{key}.".startswith(_FIXED_KEYS) or not f"{key}.".startswith(may_change)]
     # If the class of a group has changed, the keys below it are not listed.
