@@ -57,12 +57,9 @@ def test_copies_are_counted(root: Path, tmp_path: Path):
 def test_classes_are_compared_as_in_evaluation(tmp_path: Path):
     for number in range(2):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.bmp")
-    found = {}
-    for name, labels in {
-        "train": ("n01440764 caf\u00e9", "b"),
-        "same": ("cafe\u0301", "b"),
-        "id": ("n01440764", "b"),
-    }.items():
+    found, first = {}, {"train": "n01440764 caf\u00e9", "same": "cafe\u0301", "id": "n01440764"}
+    for name, label_of_0 in first.items():
+        labels = (label_of_0, "b")
         rows = [f"{number}.bmp,{label}" for number, label in enumerate(labels)]
         (tmp_path / f"{name}.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
         found[name] = labels, files_from_list(tmp_path, read_list(tmp_path / f"{name}.csv"), labels)["train"]

@@ -108,9 +108,13 @@ def test_a_resume_that_is_refused_leaves_the_records_of_the_run_unchanged(direct
     with pytest.raises(DataError), again.open("seed: 4\n", ["seed=4"], 4):
         raise DataError("other data.")
     assert [file.read_bytes() for file in records] == before
-    with pytest.raises(DataError), again.open("seed: 4\n", ["seed=4"], 4):
+
+    def train() -> None:
         save(again)
         raise DataError("a damaged image.")
+
+    with pytest.raises(DataError), again.open("seed: 4\n", ["seed=4"], 4):
+        train()
     assert (summary(again)["status"], summary(again)["test"]) == ("failed", {"acc": 1.0})
     assert (directory.path / "config.yaml").read_text() == "seed: 4\n"
 
