@@ -20,7 +20,7 @@ from imago.runs.run_directory import RunDirectory
 from imago.runs.signals import Signals
 from imago.task.base import ImageTask
 from imago.training.build import build_run
-from imago.training.checks import limit_overfit_batches
+from imago.training.checks import set_batch_limits
 from imago.training.monitors import set_modes
 
 QUIET = (  # warnings of Lightning that say nothing here
@@ -101,7 +101,7 @@ def build_whole_run(cfg: DictConfig, run_dir: Path) -> tuple[DrawnShapes, ImageT
         cfg.data = {name: cfg.data[name] for name in ("batch_size", "augment", "seed", "on_device") if name in cfg.data}
         cfg.data |= {"_target_": "small_fit.SmallShapes", "num_workers": 0}
     set_modes(cfg)
-    limit_overfit_batches(cfg)
+    set_batch_limits(cfg)
     run_dir.mkdir(exist_ok=True)
     return build_run(cfg, "32-true", RunDirectory(run_dir, run_dir))  # type: ignore[return-value]
 

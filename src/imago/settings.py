@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-PATH_SETTINGS = ("root", "list_file", "split_file")  # of data
+PATH_SETTINGS = ("root", "list_file", "split_file", "data_dir", "cache_dir")  # of data
 
 
 def flatten(node: Any, key: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,16 @@ def test_only_new_and_changed_files_are_decoded_again_and_results_follow_the_ord
     assert decoded == []
     assert np.array_equal(some.records, whole.records[[5, 1]])
     assert some.records["mean"][0] == pytest.approx(photo(5, 16).mean(axis=(0, 1)) / 255, abs=1e-6)
+
+
+def test_an_image_that_is_too_large_now_was_not_read_for_another_limit(tmp_path: Path):
+    names = write(tmp_path / "set", 2)
+    files = labeled_files(tmp_path / "set", names)
+    assert examine(files, tmp_path / "cache").is_good.all()
+    found = examine(replace(files, max_pixels=255), tmp_path / "cache")
+    assert "16x16, more than 255 pixels" in found.errors[0]
+    assert not found.is_good.any()
+    assert examine(files, tmp_path / "cache").is_good.all()
 
 
 def test_a_bad_file_is_decoded_and_reported_every_time(tmp_path: Path, decoded: list[str]):

@@ -213,6 +213,24 @@ def test_a_split_file_may_list_images_that_were_left_out_by_absolute_paths(folde
         complete_splits(published, plan, names, everything)
 
 
+def test_the_folds_of_a_split_file_are_read_again_in_the_order_of_training(tmp_path: Path):
+    """As eval.py does: from the list with the splits of the run, without `fold`."""
+    published = {"train": images("train", 6, 6), "test": images("test", 2, 2)}
+
+    def write(name: str, splits: dict[str, list[str]]) -> str:
+        labels = dict(zip(published["train"].names, published["train"].labels.tolist(), strict=True))
+        rows = [f"{image},{NAMES[labels[image]]},{split}" for split, names in splits.items() for image in names]
+        (tmp_path / name).write_text("\n".join(["path,label,split", *rows]))
+        return str(tmp_path / name)
+
+    names = published["train"].names
+    typed = write("typed.csv", {"train": names[4:], "val": names[:4]})
+    of_run, _ = complete_splits(published, SplitPlan(split_file=typed, fold=1, num_folds=3), NAMES)
+    own = write("split.csv", {split: list(getattr(of_run[split], "names", ())) for split in ("val", "train")})
+    again, _ = complete_splits(published, SplitPlan(split_file=own), NAMES)
+    assert {split: part.names for split, part in again.items()} == {s: part.names for s, part in of_run.items()}
+
+
 def test_a_split_file_of_train_and_val_keeps_the_published_test_split(tmp_path: Path):
     published = {split: images(split, 10, 10) for split in ("train", "test")}
     listed = tmp_path / "split.csv"

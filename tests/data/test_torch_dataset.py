@@ -160,6 +160,8 @@ def test_class_names_are_those_of_the_dataset_and_must_differ():
     source = Photos()
     source.classes = [("ant", "Formica"), ("bee",), ("cat",)]
     assert module(source).class_names == ("ant", "bee", "cat")
+    source.classes = np.array(["ant", "bee", "cat"])
+    assert module(source).class_names == ("ant", "bee", "cat")
     source.classes = ["ant", "ant", "cat"]
     with pytest.raises(DataError, match="the classes 'ant' and 'ant' look the same"):
         module(source)

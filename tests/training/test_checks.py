@@ -21,6 +21,7 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
             ["+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging"],
             "callbacks.swa needs callbacks.swa.swa_lrs=LR; callbacks=ema averages",
         ),
+        (["data.split_seed=100000000000"], "data.split_seed=100000000000 must be 0 .. 4294967295"),
         (["seed=5000000000"], "seed=5000000000 must be 0 .. 4294967295"),
         (["preprocess.std=[a,b,c]"], "preprocess.std=['a', 'b', 'c'] must be three numbers above 0"),
         (["preprocess.std=[null,1,1]"], "preprocess.std=[None, 1, 1] must be three numbers above 0"),

@@ -102,6 +102,8 @@ def test_a_resumed_run_stays_with_the_directories_that_it_was_started_with(compo
     (tmp_path / "provenance.json").write_text(json.dumps({"overrides": saved}))
     again = store_absolute_paths(compose(f"resume={tmp_path}"), ["seed=1", "paths.log_dir=other"])
     assert again == saved
+    typed = ["data=torchvision", "data.name=MNIST", "data.data_dir=own"]
+    assert store_absolute_paths(compose(*typed), typed)[2] == f'data.data_dir="{tmp_path / "own"}"'
     data = store_absolute_paths(cfg := compose("paths.data_dir=mine"), ["paths.data_dir=mine"])
     assert data == [f'paths.data_dir="{tmp_path / "mine"}"']
     assert cfg.data.data_dir == str(tmp_path / "mine")

@@ -9,7 +9,7 @@ from omegaconf import open_dict
 
 from imago.errors import ConfigError
 from imago.training.build import build_task
-from imago.training.checks import limit_overfit_batches
+from imago.training.checks import set_batch_limits
 from imago.training.run_checks import check_num_batches, warn_of_text_order
 
 
@@ -68,9 +68,15 @@ def test_limits_that_leave_no_batch_are_one_line(compose: Callable, setting: str
 
 def test_overfit_batches_are_named_as_typed(compose: Callable):
     cfg = compose("data=shapes", *small_fit.SMALL, "+trainer.overfit_batches=0.001")
-    limit_overfit_batches(cfg)
+    set_batch_limits(cfg)
     with pytest.raises(ConfigError, match=r"^trainer.overfit_batches=0.001 leaves none of the 10 batches"):
         check_num_batches(cfg, small_fit.build_data(cfg))
+
+
+def test_null_limits_are_all_batches(compose: Callable):
+    cfg = compose(*(f"trainer.limit_{split}_batches=null" for split in ("train", "val", "test")))
+    set_batch_limits(cfg)
+    assert [cfg.trainer[f"limit_{split}_batches"] for split in ("train", "val", "test")] == [1.0] * 3
 
 
 def test_a_batch_larger_than_the_training_set_is_announced(compose: Callable, caplog: pytest.LogCaptureFixture):

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 # The values of these keys are file names, passed on exactly as typed; with -m, a comma outside quotes separates two.
 PATH_KEYS = {
-    *("data.root", "data.split_file", "data.list_file", "model.weights", "model.run"),
+    *(
+        "data.root",
+        "data.split_file",
+        "data.list_file",
+        "data.data_dir",
+        "data.cache_dir",
+        "model.weights",
+        "model.run",
+    ),
     *("data.group_by", "data.group_pattern", "labels"),  # names and patterns, which may hold any character, too
     *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir", "ood"),
     *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "sweep_name", "output", "csv", "class_names"),
@@ -29,7 +37,7 @@ PATH_KEYS = {
 # A star matches anything within one part of a key. An int is always accepted for a float.
 ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (str, NoneType): {
-        *(PATH_KEYS - {"paths.data_dir", "paths.log_dir"}),
+        *(PATH_KEYS - {"paths.data_dir", "paths.log_dir", "data.data_dir", "data.cache_dir"}),
         *("paths.run_dir", "preprocess.crop", "preprocess.interpolation", "model.freeze"),
         *("callbacks.*.dirpath", "logger.*.save_dir", "logger.*.path"),
         *("augment.policy", "trainer.gradient_clip_algorithm", "tune", "license", "push"),

@@ -48,14 +48,19 @@ class Examination:
 def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
     """Decode all files that have no result yet; errors are recorded and not raised.
 
-    A result is reused if size and modification time of the file are unchanged. The results are kept in `cache_dir`, one
+    A result is reused if size and modification time of the file are unchanged, and the image is not too large. The results are kept in `cache_dir`, one
     file per dataset, also those of interrupted examinations.
     """
     root_hash = hashlib.blake2b(os.fsencode(files.root.resolve()), digest_size=8).hexdigest()
     results_file = cache_dir / f"examined-{_SCHEMA_VERSION}-{root_hash}.npz"
     results = _load_results(results_file)
     states = list(zip(files.num_bytes.tolist(), files.mtime_ns.tolist(), strict=True))
-    new_indices = [i for i, name in enumerate(files.names) if name not in results or results[name][0] != states[i]]
+
+    def is_new(index: int) -> bool:
+        state, record = results.get(files.names[index], (_NO_STATE, None))
+        return state != states[index] or int(record["width"]) * int(record["height"]) > files.max_pixels
+
+    new_indices = list(filter(is_new, range(len(files))))
     errors = [""] * len(files)
     try:
         paths, limit = files.paths, files.max_pixels

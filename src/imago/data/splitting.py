@@ -118,7 +118,7 @@ def complete_splits(
     remaining = 1.0  # share of the training images
     for split in random_splits:
         if split == "val" and plan.fold is not None:
-            _take_fold(splits, plan, class_names)
+            _take_fold(splits, plan, class_names, published)
         else:
             remaining -= _split_off(split, splits, plan, remaining, class_names)
     if random_splits:
@@ -202,9 +202,15 @@ def _assign_listed_splits(
     return splits
 
 
-def _take_fold(splits: dict[str, Samples], plan: SplitPlan, class_names: Sequence[str]) -> None:
+def _take_fold(
+    splits: dict[str, Samples], plan: SplitPlan, class_names: Sequence[str], published: Mapping[str, Samples]
+) -> None:
     """Make fold `plan.fold` of train and published val the val split, and the other folds train."""
     pool = concatenate([splits[split] for split in ("train", "val") if split in splits])
+    if plan.split_file:  # in the order of the dataset, in which the split.csv of the run will be read
+        names = chain.from_iterable(samples.names for samples in published.values())
+        places = {name: place for place, name in enumerate(names)}
+        pool = pool.take(np.argsort([places[name] for name in pool.names]))
     if pool.groups is None:
         folds = stratified_folds(pool.labels, plan.num_folds, plan.split_seed)
     else:

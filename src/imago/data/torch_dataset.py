@@ -175,7 +175,8 @@ def _labels(source: Any, split: str) -> np.ndarray:
 
 def _class_names(sources: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     """Return the `classes` of the Datasets, else numbers; raise a DataError if those of two Datasets differ."""
-    given: list[Any] = [list(source.classes) for source in sources.values() if getattr(source, "classes", None)]
+    found = [getattr(source, "classes", None) for source in sources.values()]
+    given: list[Any] = [list(classes) for classes in found if classes is not None and len(classes)]
     first, *others = given or [range(num_classes)]
     for other in others:
         if other != first:

@@ -91,6 +91,8 @@ def examine_dataset(data: "ImageDataModule", cache_dir: Path, grouping: str = ""
 def _build_data(cfg: DictConfig, only: str | None = None, **changes: Any) -> "ImageDataModule":
     """Build and set up the data; with `only` or changed settings once more, without logging the same again."""
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    if "train_fraction" in settings:
+        settings["train_fraction"] = 1.0  # a leak in the other part would be trained on with a larger one
     data: ImageDataModule = build(settings | changes, _recursive_=False)
     logging.disable(logging.WARNING if only or changes else logging.NOTSET)
     try:
@@ -161,5 +163,6 @@ def _next_commands(split_file: Path, has_bad_images: bool, size_px: int) -> list
     recipe = [] if size_px <= MAX_SMALL_PX else ["experiment=finetune_folder"]  # photographs
     commands = [("check", [*settings, "show=augment"]), ("train", [*recipe, *settings])]
     if split_file.exists():
+        settings = [text for text in settings if "val_as_test=" not in text]  # the list has the test split
         commands.append(("train", [*recipe, *settings, f"data.split_file={short_path(split_file)}"]))
     return ["next:", *(f"  {command(script)} {shlex.join(typed)}" for script, typed in commands)]

@@ -154,7 +154,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks)
         or cfg.trainer.get("enable_progress_bar", True),
         "use_distributed_sampler": False,  # our samplers shard by rank without padding
-        "overfit_batches": 0,  # see `limit_overfit_batches`: Lightning would reorder batches and limit validation, too
+        "overfit_batches": 0,  # see `set_batch_limits`: Lightning would reorder batches and limit validation, too
     }
     with one_line_for_misconfiguration((MisconfigurationException, ValueError)):
         trainer: Trainer = build(cfg.trainer, base=Trainer, **arguments)

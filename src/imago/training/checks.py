@@ -47,6 +47,7 @@ _REFUSED_TRAINER_ARGUMENTS = {
     "model_registry": "export.py writes the network to a file",
 }
 _POSITIVE = ("greater than 0", lambda value: value > 0)
+_SEED = ("0 .. 4294967295", lambda value: 0 <= value < 2**32)
 _AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
 _BETWEEN_0_AND_1 = ("between 0 and 1, both excluded", lambda value: 0 < value < 1)
 _FROM_0_TO_1 = ("between 0 and 1", lambda value: 0 <= value <= 1)
@@ -56,7 +57,7 @@ _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value
 
 # Settings with a condition, as text and as function. A setting that is null or absent is not checked.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "seed": ("0 .. 4294967295", lambda value: 0 <= value < 2**32),
+    "seed": _SEED,
     "threads": ("1 or more, or auto", is_thread_setting),
     "run_name": (
         "a directory name without slashes",
@@ -69,6 +70,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.num_workers": ("0 or more", lambda value: value >= 0),
     "data.loader.prefetch_factor": _AT_LEAST_1,
     "callbacks.best_checkpoint.save_top_k": _AT_LEAST_1,
+    "data.split_seed": _SEED,
     "data.val_fraction": _BETWEEN_0_AND_1,
     "trainer.max_epochs": ("1 or more, or -1 with trainer.max_steps", lambda value: value >= 1 or value == -1),
     "trainer.max_steps": ("1 or more, or -1 for no limit", lambda value: value >= 1 or value == -1),
@@ -181,8 +183,11 @@ def _schedule_problems(cfg: DictConfig) -> Iterator[str]:
                 yield str(error)
 
 
-def limit_overfit_batches(cfg: DictConfig) -> None:
-    """Limit the training batches to `trainer.overfit_batches`, if it is typed, before the settings are stored."""
+def set_batch_limits(cfg: DictConfig) -> None:
+    """Set a limit of null to all batches, and limit training to `trainer.overfit_batches`, before settings are stored."""
+    for split in ("train", "val", "test"):
+        if cfg.trainer[f"limit_{split}_batches"] is None:
+            cfg.trainer[f"limit_{split}_batches"] = 1.0
     if cfg.trainer.get("overfit_batches"):
         cfg.trainer.limit_train_batches = cfg.trainer.overfit_batches
 

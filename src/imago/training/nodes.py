@@ -28,7 +28,7 @@ _SHARED_S = 30.0  # a network file system may show a new file that late; our own
 _POLL_S = 0.2
 _CONNECT_S = 5.0  # of one try to connect; our own choice
 # Settings that may differ: nodes may have other paths and cores.
-_OWN_DATA_KEYS = ("num_workers", "loader", "cache", "cache_dir", "data_dir", *PATH_SETTINGS)
+_OWN_DATA_KEYS = ("num_workers", "loader", "cache", *PATH_SETTINGS)
 _OWN_KEYS = tuple(f"{key}." for key in ("paths", "threads", *(f"data.{name}" for name in _OWN_DATA_KEYS)))
 
 

@@ -15,7 +15,7 @@ from imago.instantiate import to_plain
 from imago.resources import first_cpu_times
 from imago.runs.run_directory import RunDirectory
 from imago.text import counted
-from imago.training.checks import check_settings, limit_overfit_batches
+from imago.training.checks import check_settings, set_batch_limits
 from imago.training.resume import check_run_directory, store_absolute_paths
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def train(cfg: DictConfig) -> float:
     """
     first_cpu_times()  # `threads=auto` counts the cores that are idle from here on, while torch is imported
     check_settings(cfg)
-    limit_overfit_batches(cfg)
+    set_batch_limits(cfg)
     job = HydraConfig.get()
     overrides: list[str] = to_plain(job.overrides.task, resolve=False)  # as typed, with references to other settings
     directory = RunDirectory(Path(job.runtime.output_dir), Path(cfg.paths.log_dir))
