@@ -19,15 +19,8 @@ if TYPE_CHECKING:
 
 # The values of these keys are file names, passed on exactly as typed; with -m, a comma outside quotes separates two.
 PATH_KEYS = {
-    *(
-        "data.root",
-        "data.split_file",
-        "data.list_file",
-        "data.data_dir",
-        "data.cache_dir",
-        "model.weights",
-        "model.run",
-    ),
+    *("data.root", "data.split_file", "data.list_file", "data.data_dir", "data.cache_dir"),
+    *("model.weights", "model.run"),
     *("data.group_by", "data.group_pattern", "labels"),  # names and patterns, which may hold any character, too
     *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir", "ood"),
     *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "sweep_name", "output", "csv", "class_names"),

@@ -28,6 +28,7 @@ _SCHEMA_VERSION = 2  # part of the file name, increased when the same file would
 _NUM_AHEAD_PER_THREAD = 16
 DAMAGED_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # raised for missing or damaged files
 _NO_STATE = (-1, -1)  # matches no file, so that the file is decoded again next time
+_NO_RECORD = np.zeros((), IMAGE_RECORD_DTYPE)[()]
 
 ResultsByName = dict[str, tuple[tuple[int, int], np.void]]  # by file name: size and modification time, and the record
 
@@ -48,8 +49,8 @@ class Examination:
 def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
     """Decode all files that have no result yet; errors are recorded and not raised.
 
-    A result is reused if size and modification time of the file are unchanged, and the image is not too large. The results are kept in `cache_dir`, one
-    file per dataset, also those of interrupted examinations.
+    A result is reused if size and modification time of the file are unchanged, and the image is not too large. The
+    results are kept in `cache_dir`, one file per dataset, also those of interrupted examinations.
     """
     root_hash = hashlib.blake2b(os.fsencode(files.root.resolve()), digest_size=8).hexdigest()
     results_file = cache_dir / f"examined-{_SCHEMA_VERSION}-{root_hash}.npz"
@@ -57,7 +58,7 @@ def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
     states = list(zip(files.num_bytes.tolist(), files.mtime_ns.tolist(), strict=True))
 
     def is_new(index: int) -> bool:
-        state, record = results.get(files.names[index], (_NO_STATE, None))
+        state, record = results.get(files.names[index], (_NO_STATE, _NO_RECORD))
         return state != states[index] or int(record["width"]) * int(record["height"]) > files.max_pixels
 
     new_indices = list(filter(is_new, range(len(files))))

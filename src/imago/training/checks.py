@@ -184,7 +184,7 @@ def _schedule_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def set_batch_limits(cfg: DictConfig) -> None:
-    """Set a limit of null to all batches, and limit training to `trainer.overfit_batches`, before settings are stored."""
+    """Replace limits of null by all batches, and that of training by `overfit_batches`, before they are stored."""
     for split in ("train", "val", "test"):
         if cfg.trainer[f"limit_{split}_batches"] is None:
             cfg.trainer[f"limit_{split}_batches"] = 1.0
