@@ -1,6 +1,7 @@
 """Compare the accuracy and the core-seconds of experiment=cifar10_cpu94 with those of airbench94 on this CPU.
 
     IMAGO_DATA_DIR=data OMP_NUM_THREADS=1 python benchmarks/cpu94.py    # three seeds of both, in turn: 95 minutes
+    ... cpu94.py --seeds 0; ... cpu94.py --add --seeds 1 2              # in two parts, of the same commit
 
 Both are tested on CIFAR-10's official test images, which neither uses for a choice, and with both the allocator keeps
 freed memory, as `imago.system.keep_freed_memory` does.

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         "--override", action="append", default=[], metavar="KEY=VALUE", help="a setting for every side; repeatable"
     )
     parser.add_argument("--log-dir", type=Path, default=PROJECT_ROOT / "logs", help="directory of the run directories")
+    parser.add_argument("--add", action="store_true", help="add seeds to the runs that the output file has already")
     default = PROJECT_ROOT / "benchmarks" / "results" / f"{name}.json"
     parser.add_argument("--json", type=Path, metavar="FILE", default=default, help="output file")
 
@@ -68,7 +69,7 @@ def run_sides(sides: Mapping[str, Side], args: argparse.Namespace, benchmark: st
     """Train every side once per seed, in alternating order, and print a line for each run."""
     adopt_orphans()
     stamp = time.strftime("%Y%m%d_%H%M%S")
-    runs = []
+    runs = stored_runs(args) if args.add else []
     print(f"{'seed':>4} {'side':<12} {'test acc':>9} {'core-minutes':>13}")
     for index, seed in enumerate(args.seeds):
         for side in list(sides) if index % 2 == 0 else list(sides)[::-1]:
@@ -80,6 +81,22 @@ def run_sides(sides: Mapping[str, Side], args: argparse.Namespace, benchmark: st
                 acc, num_images = summary["test"]["acc"], summary["test"]["num_images"]
             runs.append(Run(name, side, seed, acc, num_images, cpu_s / 60, wall_s))
             print(f"{seed:>4} {side:<12} {acc:>9.2%} {cpu_s / 60:>13.2f}", flush=True)
+    return runs
+
+
+def stored_runs(args: argparse.Namespace) -> list[Run]:
+    """Return the runs of the output file.
+
+    Raises:
+        SystemExit: if they are of another commit or machine, or one of the seeds is among them.
+    """
+    report, now = json.loads(args.json.read_text(encoding="utf-8")), describe_environment()
+    for key in set(now) - {"date"}:
+        if report[key] != now[key]:
+            raise SystemExit(f"--add: {args.json} has {key} {report[key]}, now it is {now[key]}.")
+    runs = [Run(**run) for run in report["runs"]]
+    if again := sorted({run.seed for run in runs} & set(args.seeds)):
+        raise SystemExit(f"--add: {args.json} has seed {again[0]} already; type others with --seeds.")
     return runs
 
 

@@ -48,3 +48,21 @@ def test_an_interval_over_images_counts_each_image_once(paired: ModuleType, monk
     half = 1.96 * np.std(gaps, ddof=1) / 4**0.5
     assert (difference["num_images"], difference["mean"]) == (4, 0.25)
     assert difference["interval_95"] == pytest.approx([0.25 - half, 0.25 + half])
+
+
+def test_seeds_are_added_to_runs_of_the_same_commit_and_machine_only(
+    paired: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    here = {"date": "today", "git_commit": "a" * 40, "cpu_model": "x"}
+    monkeypatch.setattr(paired, "describe_environment", lambda: here)
+    args = SimpleNamespace(json=tmp_path / "out.json", seeds=[1], override=[])
+    first = runs(paired, one=[0.5], other=[0.4])
+    paired.store(args.json, args, first)
+    here["date"] = "tomorrow"
+    assert paired.stored_runs(args) == first
+    args.seeds = [0, 1]
+    with pytest.raises(SystemExit, match=r"out\.json has seed 0 already; type others with --seeds"):
+        paired.stored_runs(args)
+    args.seeds, here["git_commit"] = [1], "b" * 40
+    with pytest.raises(SystemExit, match=f"has git_commit {'a' * 40}, now it is {'b' * 40}"):
+        paired.stored_runs(args)
