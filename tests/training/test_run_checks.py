@@ -2,15 +2,17 @@
 
 import contextlib
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import small_fit
 from omegaconf import open_dict
 
+from imago.data.splitting import SplitPlan
 from imago.errors import ConfigError
 from imago.training.build import build_task
 from imago.training.checks import set_batch_limits
-from imago.training.run_checks import check_num_batches, warn_of_text_order
+from imago.training.run_checks import check_num_batches, warn_of_text_order, warn_of_unused_splits
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,24 @@ def test_numbers_as_class_names_that_are_in_the_order_of_texts_are_a_warning(
     assert [f"in the order of texts: {', '.join(names)}; a list" in text for text in caplog.messages] == [
         True
     ] * is_warning
+
+
+@pytest.mark.parametrize(
+    ("random_splits", "fold", "unused"),
+    [
+        ([], None, {"val_fraction", "test_fraction", "num_folds"}),
+        (["test"], None, {"val_fraction", "num_folds"}),
+        (["test", "val"], 1, {"val_fraction"}),
+        (["test", "val"], None, {"num_folds"}),
+    ],
+)
+def test_typed_settings_of_splits_that_are_not_drawn_are_named(
+    random_splits: list[str], fold: int | None, unused: set[str], caplog: pytest.LogCaptureFixture
+):
+    data = SimpleNamespace(random_splits=random_splits, split_plan=SplitPlan(fold=fold))
+    typed = ["data.val_fraction=0.2", "+data.test_fraction=0.1", "data.num_folds=3", "data.root=x"]
+    warn_of_unused_splits(typed, data)  # type: ignore[arg-type]
+    assert {text.split()[0] for text in caplog.messages} == {f"data.{name}" for name in unused}
+    caplog.clear()
+    warn_of_unused_splits(["data.root=x"], data)  # type: ignore[arg-type]
+    assert caplog.messages == []

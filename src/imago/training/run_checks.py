@@ -90,3 +90,16 @@ def warn_of_text_order(class_names: Sequence[str]) -> None:
             "loss.weight={NAME: NUMBER, ...} in any",
             join_names(class_names, 12),
         )
+
+
+def warn_of_unused_splits(typed: Sequence[str], data: ImageDataModule) -> None:
+    """Log each setting of the size of a split that was typed, as KEY=VALUE, although the split is not drawn with it."""
+    is_fold = data.split_plan.fold is not None
+    given = [split for split in ("val", "test") if split not in data.random_splits]
+    reasons = {f"data.{split}_fraction": f"the dataset has a {split} split" for split in given}
+    reasons |= (
+        {"data.val_fraction": "data.fold determines val"} if is_fold else {"data.num_folds": "there is no data.fold"}
+    )
+    for key, reason in reasons.items():
+        if any(text.partition("=")[0].lstrip("+") == key for text in typed):
+            log.warning("%s has no effect: %s", key, reason)

@@ -89,7 +89,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
     commands = list(usable_commands(task))
     _store_provenance(data, trainer, directory, commands)
-    _fill_cache(data, trainer)
+    _prepare_data(data, trainer)
     measure_pruned(pruned, task, data, trainer, directory)
     last = None
     if cfg.resume is not None:
@@ -115,7 +115,10 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     return directory.summary.get("best_value", float("nan"))
 
 
-def _fill_cache(data: "ImageDataModule", trainer: "Trainer") -> None:
+def _prepare_data(data: "ImageDataModule", trainer: "Trainer") -> None:
+    from imago.training.run_checks import warn_of_unused_splits
+
+    warn_of_unused_splits(HydraConfig.get().overrides.task, data)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
     cache = data.fill_cache(trainer.num_devices, (trainer.max_epochs or 1) * share)
     log.info("image cache: %s\n", cache)
