@@ -94,7 +94,6 @@ def warn_of_text_order(class_names: Sequence[str]) -> None:
 
 def warn_of_unused_splits(typed: Sequence[str], data: ImageDataModule) -> None:
     """Log each setting of the size of a split that was typed, as KEY=VALUE, although the split is not drawn with it."""
-    is_fold = data.split_plan.fold is not None
     given = [split for split in ("val", "test") if split not in data.random_splits]
     reasons = {f"data.{split}_fraction": f"the dataset has a {split} split" for split in given}
     reasons |= (
