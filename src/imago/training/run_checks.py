@@ -96,9 +96,10 @@ def warn_of_unused_splits(typed: Sequence[str], data: ImageDataModule) -> None:
     """Log each setting of the size of a split that was typed, as KEY=VALUE, although the split is not drawn with it."""
     given = [split for split in ("val", "test") if split not in data.random_splits]
     reasons = {f"data.{split}_fraction": f"the dataset has a {split} split" for split in given}
-    reasons |= (
-        {"data.val_fraction": "data.fold determines val"} if is_fold else {"data.num_folds": "there is no data.fold"}
-    )
+    if data.split_plan.fold is None:
+        reasons["data.num_folds"] = "there is no data.fold"
+    else:
+        reasons["data.val_fraction"] = "data.fold determines val"
     for key, reason in reasons.items():
         if any(text.partition("=")[0].lstrip("+") == key for text in typed):
             log.warning("%s has no effect: %s", key, reason)
