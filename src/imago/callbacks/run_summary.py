@@ -101,8 +101,10 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
     if best and best.best_model_path:
         results["val"] = {name: round(value, 6) for name, value in _of_split("val", best.best_metrics).items()}
         results["val"] |= {"monitor": best.monitor}
-        if is_whole_epoch(trainer.limit_val_batches):
-            num_images = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # of our own
+        num_images = len(data.splits.val)
+        num_seen = sum(trainer.num_val_batches) * data.batch_size * trainer.world_size  # at most
+        if is_whole_epoch(trainer.limit_val_batches) or num_seen >= num_images:
             results["val"] |= _interval(trainer, results["val"], num_images, "val") | {"num_images": num_images}
         epoch = read_checkpoint(Path(best.best_model_path))["epoch"]
         results["best_value"] = float(best.best_model_score)  # type: ignore[arg-type]  # set with the path
