@@ -144,6 +144,20 @@ def test_metrics_are_those_of_the_summary_and_of_the_best_checkpoint_only(tmp_pa
     assert _metrics_of(tmp_path, tmp_path / "checkpoints" / "best.ckpt") == {}
 
 
+def test_an_accuracy_with_several_views_is_not_published_as_that_of_a_file_with_one(tmp_path: Path):
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+    (tmp_path / "eval" / "test").mkdir(parents=True)
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    (tmp_path / "summary.json").write_text('{"test": {"acc": 0.9, "num_images": 8, "tta": "flip"}}')
+    assert _metrics_of(tmp_path, checkpoint) == {}
+    digest = hashlib.sha256(b"weights").hexdigest()
+    found = {"acc": 0.75, "num_images": 8, "tta": "none", "model_sha256": digest}
+    for change, expected in (({}, 0.75), ({"tta": "flip"}, None), ({"model_sha256": "another"}, None)):
+        (tmp_path / "eval" / "test" / "metrics.json").write_text(json.dumps(found | change))
+        assert _metrics_of(tmp_path, checkpoint).get("test", {}).get("acc") == expected
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(None, range(10)), (99, range(10)), (3, [0, 3, 6]), (1, [0])])
 def test_a_limit_takes_images_evenly_spread_over_the_split(limit: int | None, expected: Sequence[int]):
     labels = np.arange(10)

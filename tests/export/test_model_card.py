@@ -254,6 +254,24 @@ def test_robustness_and_unknown_images_are_shown_with_intervals(tmp_path: Path):
     assert "77" not in card
 
 
+def test_the_hub_gets_the_accuracy_of_one_view_and_none_if_only_several_were_tested(tmp_path: Path):
+    test = {"acc": 0.9, "interval_95": [0.8, 0.95], "num_images": 8, "tta": "flip"}
+    run = make_run(tmp_path / "run", test=test)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "best.ckpt").write_text("a checkpoint")
+    card = card_of(run, tmp_path / "model")
+    assert "model-index" not in front_matter(tmp_path / "model" / "README.md")
+    assert "0.9" not in card.replace("with tta=flip", "").partition("---\n\n")[0]
+    assert "n = 8, with tta=flip" in card
+    digest = sha256_of(run / "checkpoints" / "best.ckpt")
+    one = {"acc": 0.75, "interval_95": [0.5, 0.875], "num_images": 8, "tta": "none"}
+    make_evaluation(run, [0, 1], [0, 1], model_sha256=digest, **one)
+    card_of(run, tmp_path / "model")
+    (result,) = front_matter(tmp_path / "model" / "README.md")["model-index"][0]["results"]
+    (metric,) = result["metrics"]
+    assert (metric["value"], metric["name"]) == (0.75, "accuracy (95 %: 0.5000 to 0.8750, n = 8)")
+
+
 def test_robustness_of_another_checkpoint_and_its_figure_are_left_out(tmp_path: Path):
     run = make_run(tmp_path / "run")
     (run / "checkpoints").mkdir()

@@ -17,6 +17,7 @@ from imago import onnx_classifier
 from imago.data.stratified import evenly_spread
 from imago.errors import ConfigError, DataError
 from imago.export.formats import FORMATS, LOSSLESS, Options, report_file
+from imago.export.metadata import published_result
 from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, sha256_of, write_json
 from imago.inference.data_settings import read_data_settings, training_data
 from imago.inference.find_model import check_and_find_model, is_onnx, resolve_checkpoint
@@ -245,8 +246,10 @@ def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
     summary, wanted = read_json(run / "summary.json"), ("acc", "interval_95", "num_images")
     if checkpoint != checkpoint_file(run) or summary.get("status") in ("running", "failed"):
         return {}
-    by_split = {split: summary[split] for split in ("val", "test") if isinstance(summary.get(split), dict)}
-    return {split: {key: values[key] for key in wanted if key in values} for split, values in by_split.items()}
+    by_split = {split: published_result(run, checkpoint, split) for split in ("val", "test")}
+    return {
+        split: {key: values[key] for key in wanted if key in values} for split, values in by_split.items() if values
+    }
 
 
 def _options(cfg: DictConfig, format: str, precision: str, data: "ImageDataModule") -> Options:

@@ -40,6 +40,19 @@ def build_metadata(
     }
 
 
+def published_result(run: Path, checkpoint: Path, split: str) -> Mapping[str, Any]:
+    """Return the run's result of a split with one view of each image, as exported files predict; empty without one.
+
+    Where training tested with several views (`tta`), it is that of `eval.py` for the same checkpoint.
+    """
+    result = read_json(run / "summary.json").get(split)
+    if not isinstance(result, dict) or result.get("tta", "none") == "none":
+        return result if isinstance(result, dict) else {}
+    measured = read_json(run / "eval" / split / "metrics.json")
+    is_same = measured.get("tta") == "none" and checkpoint.is_file()
+    return measured if is_same and measured.get("model_sha256") == sha256_of(checkpoint) else {}
+
+
 def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
     """Write metadata.json with `values`, the schema, and the SHA-256 of each file of the directory."""
     digests = {file.name: sha256_of(file) for file in sorted(directory.iterdir()) if file.name != METADATA_FILE}

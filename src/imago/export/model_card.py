@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ from imago.analysis.report import check_settings
 from imago.errors import ConfigError, DataError, UserError
 from imago.export.export import export
 from imago.export.formats import FORMATS, Options, report_file
-from imago.export.metadata import read_metadata
+from imago.export.metadata import published_result, read_metadata
 from imago.files import PARTIAL_SUFFIX, move_to, read_json, report_unwritable, sha256_of, write_text
 from imago.images import Preprocess
 from imago.inference.calibration import CALIBRATION_FILE, describe_calibration, read_temperature
@@ -223,10 +224,15 @@ def _limits(run: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _front_matter(record: RunRecord, name: str, license: str | None, library: str) -> dict[str, Any]:
-    """Return the metadata of the Hub (hub-docs/modelcard.md) with the final test; what is unknown is left out."""
+    """Return the metadata of the Hub (hub-docs/modelcard.md) with the test with one view; what is unknown is left out."""
     data, root = str(record.settings.get("data", "unknown")), Path(str(record.settings.get("data.root") or "")).name
     known = [_HUB_DATASETS[data]] if data in _HUB_DATASETS else []
     front: dict[str, Any] = {"license": license, "library_name": library, "pipeline_tag": "image-classification"}
+    if record.test_tta:  # not the accuracy of the files, which see one view of an image
+        test = published_result(run := Path(record.run_dir), checkpoint_file(run), "test")
+        low, high = test.get("interval_95") or (None, None)
+        found = {"test_acc": test.get("acc"), "test_low": low, "test_high": high}
+        record = replace(record, **found, num_test_images=test.get("num_images"))
     ends = f"{metric_text(record.test_low)} to {metric_text(record.test_high)}, n = {record.num_test_images}"
     metric = {"type": "accuracy", "value": record.test_acc, "name": f"accuracy (95 %: {ends})"}
     slug = known[0] if known else re.sub(r"[^\w.-]+", "-", root or data, flags=re.ASCII)
