@@ -1,5 +1,6 @@
 """`report.py card=true` writes a directory that the Hub can take, and `push=` uploads exactly that."""
 
+import hashlib
 import json
 import platform
 import re
@@ -18,7 +19,7 @@ from short_runs import summary
 
 from imago.errors import ConfigError, DataError, UserError
 from imago.export import model_card
-from imago.export.model_card import _numbers, _public, _write_card, write_model
+from imago.export.model_card import _exported, _numbers, _public, _write_card, write_model
 from imago.files import sha256_of
 from imago.images import Preprocess
 from imago.inference.calibration import calibrate
@@ -288,6 +289,29 @@ def test_robustness_of_another_checkpoint_and_its_figure_are_left_out(tmp_path: 
 @pytest.mark.parametrize("status", ["finished", "failed"])
 def test_the_card_says_whether_the_run_has_finished(tmp_path: Path, status: str):
     assert f"| status of the run | {status} |" in card_of(make_run(tmp_path / "run", status=status), tmp_path / "model")
+
+
+@pytest.mark.parametrize("key", ["prediction_sets", "unknown_detector", "calibration_temperature"])
+def test_an_export_that_is_older_than_the_calibration_is_written_again(
+    tmp_path: Path, settings: Callable, monkeypatch: pytest.MonkeyPatch, key: str
+):
+    run, calls = make_run(tmp_path / "run"), []
+    monkeypatch.setattr(model_card, "export", calls.append)
+    for name in ("export/model.onnx", "checkpoints/best.ckpt"):
+        (run / name).parent.mkdir()
+        (run / name).write_text("weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    file = run / "checkpoints" / "calibration.json"
+    entry = {"checkpoint_sha256": digest, "calibration_temperature": 1.5, "prediction_sets": {}, "unknown_detector": {}}
+    file.write_text(json.dumps({"best.ckpt": entry}))
+    report = {"sha256": digest, "checkpoint_sha256": digest}
+    report["calibration_sha256"] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+    (run / "export" / "export_report.json").write_text(json.dumps(report))
+    assert _exported(settings(run=run), run, "onnx") == run / "export" / "model.onnx"
+    assert calls == []
+    file.write_text(json.dumps({"best.ckpt": entry | {key: 1.25}}))
+    _exported(settings(run=run), run, "onnx")
+    assert [cfg.run for cfg in calls] == [str(run)]
 
 
 @pytest.mark.parametrize("left_out", [["prediction_sets", "unknown_detector"], ["unknown_detector"]])

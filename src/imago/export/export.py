@@ -18,7 +18,16 @@ from imago.data.stratified import evenly_spread
 from imago.errors import ConfigError, DataError
 from imago.export.formats import FORMATS, LOSSLESS, Options, report_file
 from imago.export.metadata import published_result
-from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, sha256_of, write_json
+from imago.files import (
+    PARTIAL_SUFFIX,
+    make_writable,
+    read_json,
+    remove_partial_files,
+    report_unwritable,
+    sha256_of,
+    write_json,
+)
+from imago.inference.calibration import calibration_digest
 from imago.inference.data_settings import read_data_settings, training_data
 from imago.inference.find_model import check_and_find_model, is_onnx, resolve_checkpoint
 from imago.inference.load import load_calibrated
@@ -165,6 +174,7 @@ def _export(cfg: DictConfig, network: _Network, target: Path) -> Path:
     report = _write(cfg, network, options, target)
     report["checkpoint"] = os.path.relpath(network.checkpoint, network.run)
     report["checkpoint_sha256"] = sha256_of(network.checkpoint)
+    report["calibration_sha256"] = calibration_digest(network.checkpoint)
     write_json(target.with_name(report_file(options)), report)
     return target
 
@@ -199,6 +209,7 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
     def write(name: str, precision: str, path: Path) -> dict[str, Any]:
         return _write(cfg, network, _options(cfg, name, precision, network.data), path)
 
+    remove_partial_files(directory, "benchmark.")  # of a benchmark that was killed
     num_bytes = sum(tensor.nbytes for tensor in network.classifier.state_dict().values())
     rows = [benchmark.Row("checkpoint", network.checkpoint, CHECKPOINT, "torch", num_bytes=num_bytes)]
     with TemporaryDirectory(dir=directory, prefix="benchmark.", suffix=PARTIAL_SUFFIX) as temporary:

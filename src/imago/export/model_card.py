@@ -23,10 +23,9 @@ from imago.export.formats import FORMATS, Options, report_file
 from imago.export.metadata import published_result, read_metadata
 from imago.files import PARTIAL_SUFFIX, move_to, read_json, report_unwritable, sha256_of, write_text
 from imago.images import Preprocess
-from imago.inference.calibration import CALIBRATION_FILE, describe_calibration, read_temperature
+from imago.inference.calibration import CALIBRATION_FILE, calibration_digest, describe_calibration, read_temperature
 from imago.paths import CONFIG_DIR, METADATA_FILE, checkpoint_file, short_path
 from imago.runs.records import RunRecord, read_record
-from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import most_confused
 from imago.text import count_text, markdown_table, metric_text, printable, table_lines
 
@@ -106,8 +105,8 @@ def _exported(cfg: DictConfig, run: Path, name: str) -> Path | None:
     file = path / METADATA_FILE if name == "safetensors" else path
     if checkpoint.is_file() and file.is_file():
         digests = {"sha256": sha256_of(file), "checkpoint_sha256": sha256_of(checkpoint)}
-        report = read_json(path.with_name(report_file(Options(name))))
-        if report.items() >= (digests | {TEMPERATURE_KEY: read_temperature(checkpoint)[0]}).items():
+        wanted = {**digests, "calibration_sha256": calibration_digest(checkpoint)}
+        if read_json(path.with_name(report_file(Options(name)))).items() >= wanted.items():
             return path
     typed = {"run": str(run), "format": name, "overwrite": cfg.overwrite, "trust": cfg.trust}
     try:
@@ -224,7 +223,7 @@ def _limits(run: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _front_matter(record: RunRecord, name: str, license: str | None, library: str) -> dict[str, Any]:
-    """Return the metadata of the Hub (hub-docs/modelcard.md) with the test with one view; what is unknown is left out."""
+    """Return the metadata of the Hub (hub-docs/modelcard.md), the test with one view; what is unknown is left out."""
     data, root = str(record.settings.get("data", "unknown")), Path(str(record.settings.get("data.root") or "")).name
     known = [_HUB_DATASETS[data]] if data in _HUB_DATASETS else []
     front: dict[str, Any] = {"license": license, "library_name": library, "pipeline_tag": "image-classification"}

@@ -1,5 +1,7 @@
 """Fit temperature, prediction sets and detector of a checkpoint on val; keep them in calibration.json next to it."""
 
+import hashlib
+import json
 import math
 import shlex
 from collections.abc import Callable, Mapping
@@ -103,6 +105,14 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     if entry.get("checkpoint_sha256") != sha256_of(checkpoint):
         return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {remedy}"
     return float(temperature), ""
+
+
+def calibration_digest(checkpoint: Path) -> str | None:
+    """Return the SHA-256 of what is fitted for a checkpoint with one view; None if nothing is."""
+    if read_temperature(checkpoint)[1]:
+        return None
+    entry = read_json(checkpoint.with_name(CALIBRATION_FILE))[_entry_name(checkpoint, "none")]
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
 def read_sets(checkpoint: Path, tta: str = "none") -> PredictionSets | None:
