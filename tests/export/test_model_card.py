@@ -309,7 +309,7 @@ def test_an_export_that_is_older_than_the_calibration_is_written_again(
     (run / "export" / "export_report.json").write_text(json.dumps(report))
     assert _exported(settings(run=run), run, "onnx") == run / "export" / "model.onnx"
     assert calls == []
-    file.write_text(json.dumps({"best.ckpt": entry | {key: 1.25}}))
+    file.write_text(json.dumps({"best.ckpt": entry | {key: 1.25 if entry[key] else {"a": 1}}}))
     _exported(settings(run=run), run, "onnx")
     assert [cfg.run for cfg in calls] == [str(run)]
 

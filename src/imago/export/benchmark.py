@@ -163,10 +163,7 @@ def benchmark_tables(rows: Sequence[Row], num_images: int) -> dict[int, list[lis
 
 
 def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, split: str, title: str) -> Path:
-    """Print the tables; write benchmark.json, .md and .png to `directory`; return the second.
-
-    Those of a file beside its checkpoint are named after it: benchmark_model_int8.md.
-    """
+    """Print the tables; write benchmark.json, .md and .png, or benchmark_FILE.* of one FILE; return the second."""
     tables = benchmark_tables(rows, num_images)
     sections = []
     for threads, table in tables.items():

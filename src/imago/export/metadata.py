@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imago import onnx_classifier
 from imago.errors import DataError
 from imago.files import read_json, sha256_of, write_json
-from imago.paths import METADATA_FILE
+from imago.paths import METADATA_FILE, checkpoint_file
 from imago.statistics.conformal import PREDICTION_SETS_KEY
 from imago.statistics.unknown_images import UNKNOWN_DETECTOR_KEY
 
@@ -40,17 +40,24 @@ def build_metadata(
     }
 
 
-def published_result(run: Path, checkpoint: Path, split: str) -> Mapping[str, Any]:
-    """Return the run's result of a split with one view of each image, as exported files predict; empty without one.
+def metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
+    """Return the run's val and test accuracy, number of images and interval; they are of the best checkpoint only.
 
-    Where training tested with several views (`tta`), it is that of `eval.py` for the same checkpoint.
+    They are with one view of each image, as files predict: if those of the run are with several (`tta`), of `eval.py`.
+    There are none while a run has not ended: its best checkpoint may be newer than its results.
     """
-    result = read_json(run / "summary.json").get(split)
-    if not isinstance(result, dict) or result.get("tta", "none") == "none":
-        return result if isinstance(result, dict) else {}
-    measured = read_json(run / "eval" / split / "metrics.json")
-    is_same = measured.get("tta") == "none" and checkpoint.is_file()
-    return measured if is_same and measured.get("model_sha256") == sha256_of(checkpoint) else {}
+    summary, results = read_json(run / "summary.json"), {}
+    if checkpoint != checkpoint_file(run) or summary.get("status") in ("running", "failed"):
+        return {}
+    for split in ("val", "test"):
+        found = summary.get(split)
+        if isinstance(found, dict) and "tta" in found:
+            found = read_json(run / "eval" / split / "metrics.json")
+            digest = sha256_of(checkpoint) if checkpoint.is_file() else ""
+            found = found if (found.get("tta"), found.get("model_sha256")) == ("none", digest) else None
+        if isinstance(found, dict):
+            results[split] = {key: found[key] for key in ("acc", "interval_95", "num_images") if key in found}
+    return results
 
 
 def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:

@@ -20,10 +20,10 @@ from imago.analysis.report import check_settings
 from imago.errors import ConfigError, DataError, UserError
 from imago.export.export import export
 from imago.export.formats import FORMATS, Options, report_file
-from imago.export.metadata import published_result, read_metadata
+from imago.export.metadata import metrics_of, read_metadata
 from imago.files import PARTIAL_SUFFIX, move_to, read_json, report_unwritable, sha256_of, write_text
 from imago.images import Preprocess
-from imago.inference.calibration import CALIBRATION_FILE, calibration_digest, describe_calibration, read_temperature
+from imago.inference.calibration import CALIBRATION_FILE, checkpoint_digests, describe_calibration, read_temperature
 from imago.paths import CONFIG_DIR, METADATA_FILE, checkpoint_file, short_path
 from imago.runs.records import RunRecord, read_record
 from imago.statistics.metrics import most_confused
@@ -104,9 +104,8 @@ def _exported(cfg: DictConfig, run: Path, name: str) -> Path | None:
     checkpoint, path = checkpoint_file(run), run / "export" / FORMATS[name].file
     file = path / METADATA_FILE if name == "safetensors" else path
     if checkpoint.is_file() and file.is_file():
-        digests = {"sha256": sha256_of(file), "checkpoint_sha256": sha256_of(checkpoint)}
-        wanted = {**digests, "calibration_sha256": calibration_digest(checkpoint)}
-        if read_json(path.with_name(report_file(Options(name)))).items() >= wanted.items():
+        digests = {"sha256": sha256_of(file)} | checkpoint_digests(checkpoint)
+        if read_json(path.with_name(report_file(Options(name)))).items() >= digests.items():
             return path
     typed = {"run": str(run), "format": name, "overwrite": cfg.overwrite, "trust": cfg.trust}
     try:
@@ -228,10 +227,9 @@ def _front_matter(record: RunRecord, name: str, license: str | None, library: st
     known = [_HUB_DATASETS[data]] if data in _HUB_DATASETS else []
     front: dict[str, Any] = {"license": license, "library_name": library, "pipeline_tag": "image-classification"}
     if record.test_tta:  # not the accuracy of the files, which see one view of an image
-        test = published_result(run := Path(record.run_dir), checkpoint_file(run), "test")
-        low, high = test.get("interval_95") or (None, None)
-        found = {"test_acc": test.get("acc"), "test_low": low, "test_high": high}
-        record = replace(record, **found, num_test_images=test.get("num_images"))
+        test = metrics_of(run := Path(record.run_dir), checkpoint_file(run)).get("test", {})
+        (low, high), acc = test.get("interval_95") or (None, None), test.get("acc")
+        record = replace(record, test_acc=acc, test_low=low, test_high=high, num_test_images=test.get("num_images"))
     ends = f"{metric_text(record.test_low)} to {metric_text(record.test_high)}, n = {record.num_test_images}"
     metric = {"type": "accuracy", "value": record.test_acc, "name": f"accuracy (95 %: {ends})"}
     slug = known[0] if known else re.sub(r"[^\w.-]+", "-", root or data, flags=re.ASCII)

@@ -107,12 +107,11 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     return float(temperature), ""
 
 
-def calibration_digest(checkpoint: Path) -> str | None:
-    """Return the SHA-256 of what is fitted for a checkpoint with one view; None if nothing is."""
-    if read_temperature(checkpoint)[1]:
-        return None
-    entry = read_json(checkpoint.with_name(CALIBRATION_FILE))[_entry_name(checkpoint, "none")]
-    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+def checkpoint_digests(checkpoint: Path) -> dict[str, str]:
+    """Return the SHA-256 of a checkpoint file, and of what was fitted for it with one view, for reports of exports."""
+    entry = read_json(checkpoint.with_name(CALIBRATION_FILE)).get(checkpoint.name)
+    digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+    return {"checkpoint_sha256": sha256_of(checkpoint), "calibration_sha256": digest}
 
 
 def read_sets(checkpoint: Path, tta: str = "none") -> PredictionSets | None:

@@ -65,7 +65,7 @@ def finish_network_run(run: Path, metadata: Mapping[str, Any]) -> None:
     tta, before = metadata.get("tta", "none"), read_json(run / "summary.json")
     result = {key: metadata[key] for key in ("acc", "interval_95", "num_images")}
     result |= {"tta": tta} if tta != "none" else {}
-    if tta != "none" and "tta" not in (known := before.get(metadata["split"]) or {"tta": ""}):
+    if tta != "none" and isinstance(known := before.get(metadata["split"]), dict) and "tta" not in known:
         result = known  # that of one view, as the network is used
     started = datetime.now(UTC).isoformat(timespec="seconds")
     summary = {"status": "evaluated", "started": started, metadata["split"]: result}

@@ -129,8 +129,7 @@ def measure_robustness(
     is_paired = same.min() >= 0 and np.array_equal(result.labels[same], labels[chosen])
     clean = result.is_correct[same] if is_paired else result.is_correct
     groups = result.groups[same] if is_paired and result.groups is not None else None
-    typed = {"corrupt": settings[0], "num_all_images": len(labels)}
-    return typed | _summarize(outputs, clean, is_paired, groups)
+    return {"corrupt": settings[0], "num_all_images": len(labels), **_summarize(outputs, clean, is_paired, groups)}
 
 
 def _summarize(outputs: Mapping[Version, Any], clean: np.ndarray, is_paired: bool, groups: Any) -> dict[str, Any]:
@@ -163,10 +162,7 @@ def _mean_interval(values: np.ndarray, lowest: float, groups: np.ndarray | None)
 
 
 def write_robustness(directory: Path, content: Mapping[str, Any]) -> list[str]:
-    """Print a table; write robustness.json (`content`), .csv and .png; return the names of the files.
-
-    Those of a part of the corruptions, a published set, or fewer images than usual have it in their names.
-    """
+    """Print a table; write `content` to robustness.json, .csv, .png, of a part robustness-PART.*; return the names."""
     from imago.analysis.plots import plot_robustness, save_figure
 
     number = f"{content['num_images']:,} of {content['num_all_images']:,} images, the same in each corruption"
