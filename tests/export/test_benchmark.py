@@ -103,6 +103,7 @@ def test_a_checkpoint_that_cannot_be_measured_is_an_error(tmp_path: Path):
 @pytest.mark.soak
 def test_an_exported_file_is_compared_with_its_checkpoint(exported_run: Path, tmp_path: Path, command: Callable):
     run = Path(shutil.copytree(exported_run, tmp_path / "run"))
+    (run / "export" / "benchmark.killed.part").mkdir()
     done = command("src/export.py", f"run={run}/export/model.onnx", "benchmark=true", "parity_samples=100")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "model.onnx" in (run / "export" / "benchmark_model.md").read_text()
