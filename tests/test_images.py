@@ -62,6 +62,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name: str):
         read_image(tmp_path / name)
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Windows has no such file")
+def test_what_never_ends_is_not_read():
+    with pytest.raises(DataError, match="/dev/zero cannot be read: it is not a regular file"):
+        read_image(Path("/dev/zero"))
+
+
 def test_an_invalid_exif_tag_leads_to_the_upright_image_or_a_data_error():
     # With orientation 6, Pillow rewrites the other tags; it cannot write an ImageWidth that is text.
     entries = struct.pack(">HHI4sHHIHH", 0x100, 2, 2, b"a\0\0\0", 0x112, 3, 1, 6, 0)

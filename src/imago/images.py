@@ -12,6 +12,7 @@ import struct
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,8 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     """
     name = "the file" if isinstance(source, bytes) else str(source)
     try:
+        if not isinstance(source, bytes) and not S_ISREG(source.stat().st_mode):  # a pipe might never end
+            raise DataError(f"{name} cannot be read: it is not a regular file.")
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}; check the path and its permissions.") from error

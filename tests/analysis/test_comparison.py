@@ -149,7 +149,7 @@ def test_terminal_and_page_have_the_same_numbers(tmp_path: Path):
     make_evaluation(b, [0] * 40, [0] * 35 + [1] * 5)
     comparison = compare_runs(a, b)
     text = comparison_text(comparison)
-    assert "accuracy of b: 87.50 % (on the same 40 images)" in text
+    assert "accuracy of b: 87.50 % (on the same 40 images of test)" in text
     assert "b - a, in percentage points: +37.50 (95 % interval +24.22 to +52.97)" in text
     assert "McNemar's exact test: p < 0.0001 (only a correct: 0, only b correct: 15)" in text
     assert re.search(r"images needed: about \d+ \(of test, to find a difference of this size in 80 % of cases", text)

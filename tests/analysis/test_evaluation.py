@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
 from run_folders import make_evaluation
 
-from imago.analysis.evaluation import eval_command, load_evaluation, saved_images
+from imago.analysis.evaluation import eval_command, load_evaluation, load_image, saved_images
 from imago.errors import DataError
 
 
@@ -67,6 +69,24 @@ def test_damaged_predictions_are_named(content: str, tmp_path: Path):
     (make_evaluation(tmp_path, [0], [0]) / "predictions.csv").write_text(content)
     with pytest.raises(DataError, match=rf"{tmp_path}/eval/test is damaged: .*; delete it and evaluate again: python"):
         load_evaluation(tmp_path)
+
+
+def test_only_images_below_the_data_of_the_run_are_read(tmp_path: Path):
+    run, data, private = tmp_path / "run", tmp_path / "data", tmp_path / "private.png"
+    for file in (data / "a.png", data / "linked" / "a.png", private):
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), "white").save(file)
+    (data / "folder.png").mkdir()
+    names = [data / "a.png", data / "linked" / ".." / "a.png", data / ".." / "private.png", private, "private.png"]
+    make_evaluation(run, [0] * 6, [1] * 6, images=[*map(str, names), str(data / "folder.png")])
+    for settings in ({"root": str(data)}, {"root": None, "list_file": str(data / "list.csv")}):
+        (run / "config.yaml").write_text(yaml.safe_dump({"data": settings}))
+        found = [load_image(load_evaluation(run), index, {}) for index in range(6)]
+        assert [pixels is not None for pixels, _ in found] == [True, True, False, False, False, False]
+        assert all(f"is not below {data}, data.root" in reason for _, reason in found[2:5])
+        assert "it is not a regular file" in found[5][1]
+    (run / "config.yaml").unlink()
+    assert [load_image(load_evaluation(run), index, {})[0] for index in range(6)] == [None] * 6
 
 
 def test_images_that_are_not_files_come_from_mistakes_npz(tmp_path: Path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+import yaml
 from matplotlib import font_manager
 from PIL import Image
 from run_folders import make_evaluation
@@ -56,6 +57,7 @@ def test_the_confusion_image_is_light_and_has_any_class_name(tmp_path):
 
 def test_mistakes_are_drawn_by_probability_and_a_missing_file_is_named(tmp_path: Path):
     Image.new("RGB", (30, 20), (10, 20, 30)).save(tmp_path / "0.png")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"root": str(tmp_path)}}))
     images = [str(tmp_path / f"{number}.png") for number in range(3)]
     make_evaluation(tmp_path, [0, 0, 1], [1, 0, 2], [0.6, 0.9, 0.7], images)
     figure = plot_mistakes(load_evaluation(tmp_path), limit=4)

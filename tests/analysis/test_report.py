@@ -1,11 +1,12 @@
 """`report.py`: tables, pages, and settings that are refused."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
-from run_folders import make_run
+from run_folders import make_evaluation, make_run
 
 from imago.analysis.report import report
 from imago.errors import ConfigError, DataError
@@ -43,6 +44,16 @@ def test_seeds_on_other_data_are_two_rows_with_a_note(settings, tmp_path: Path, 
     assert "2 seeds" not in shown
 
 
+def test_a_run_without_a_test_is_not_said_to_be_on_other_data(settings, tmp_path: Path, capsys):
+    for seed, digests in ((1, {"test": "t"}), (2, {"test": "t"}), (3, {})):
+        (make_run(tmp_path / f"s{seed}", seed) / "provenance.json").write_text(json.dumps({"data": "d"} | digests))
+    report(settings(runs=tmp_path))
+    assert "averaged only where" not in capsys.readouterr().out
+    (tmp_path / "s2" / "provenance.json").write_text('{"data": "d", "test": "other"}')
+    report(settings(runs=tmp_path))
+    assert "it changed between s1, s2" in capsys.readouterr().out
+
+
 def test_control_characters_of_a_run_directory_do_not_reach_the_screen(settings, tmp_path: Path, capsys):
     a = make_run(tmp_path / "logs\x1b[2J" / "a\r")
     for changes in ({"run": a}, {"runs": a.parent}, {"a": a, "b": a}, {"runs": a.parent, "csv": a / "x.csv"}):
@@ -60,6 +71,24 @@ def test_a_run_becomes_a_page_in_its_directory_and_two_runs_a_comparison(setting
     assert (tmp_path / "page.html").exists()
     report(settings(a=a, b=b))
     assert (a / "comparison_with_train_b.html").exists()
+
+
+def test_pages_of_val_do_not_replace_those_of_test(settings, tmp_path: Path, capsys):
+    a, b = make_run(tmp_path / "train" / "a"), make_run(tmp_path / "train" / "b", lr=0.2)
+    for run in (a, b):
+        make_evaluation(run, [0] * 40, [0] * 40 if run == a else [1] * 40, split="val")
+    for split in ("test", "val"):
+        report(settings(run=a, split=split))
+        report(settings(a=a, b=b, split=split))
+    shown = capsys.readouterr().out
+    assert "on the same 40 images of val" in shown
+    assert "(of val, to find a difference" in shown
+    names = {file.name: file.read_text() for file in a.glob("*.html")}
+    parts = ("report", "comparison_with_train_b")
+    assert set(names) == {f"{part}{split}.html" for part in parts for split in ("", "_val")}
+    assert "of val, to find" in names["comparison_with_train_b_val.html"]
+    assert "val: 100.00 % of 40 images correct" in " ".join(names["report_val.html"].split())
+    assert "of 40 images correct" not in names["report.html"]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def written(run: Path, split: str = "test") -> tuple[Page, list[str]]:
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, list[str]]:
     """Return the page of a finished run with an evaluation, image files and figures, one of them too large."""
     directory = tmp_path_factory.mktemp("evaluated")
-    run = make_run(directory / "train" / "first", time_s={"train": 6.0, "data_wait": 0.5, "val": 1.0, "test": 0.5})
+    data, times = {"root": str(directory)}, {"train": 6.0, "data_wait": 0.5, "val": 1.0, "test": 0.5}
+    run = make_run(directory / "train" / "first", config={"data": data}, time_s=times)
     samples = [directory / f"{number} ü.png" for number in range(40)]
     for number, file in enumerate(samples):
         Image.fromarray(np.full((20, 300 if number == 39 else 20, 3), 6 * number, np.uint8)).save(file)
@@ -230,7 +231,8 @@ def test_names_from_files_cannot_become_markup(tmp_path: Path):
 
 
 def test_images_that_are_missing_or_damaged_are_replaced_by_the_reason(tmp_path: Path):
-    run = make_run(tmp_path / "train" / "first")
+    data = {"_target_": "x.ImageFolderDataModule", "root": str(tmp_path)}
+    run = make_run(tmp_path / "train" / "first", config={"data": data})
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n")
     samples = [str(tmp_path / "gone.png"), str(tmp_path / "half.png"), "7"]
     folder = make_evaluation(run, [0, 0, 0], [1, 1, 1], images=samples)
@@ -238,7 +240,7 @@ def test_images_that_are_missing_or_damaged_are_replaced_by_the_reason(tmp_path:
     page, missing = written(run)
     assert f"{tmp_path / 'gone.png'} cannot be read: No such file" in page.text
     assert f"{tmp_path / 'half.png'} is" in page.text
-    assert "7 cannot be read: No such file" in page.text
+    assert f"7 is not read: it is not below {tmp_path}, data.root of the run" in page.text
     assert any("mistakes.npz is damaged" in note for note in missing)
 
 

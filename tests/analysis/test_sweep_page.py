@@ -1,5 +1,6 @@
 """The page of a sweep: what it says and draws."""
 
+import json
 import re
 from pathlib import Path
 
@@ -36,6 +37,29 @@ def test_a_sweep_in_which_nothing_finished_has_a_page(tmp_path: Path):
     assert (ranking := rank_settings(folder)).best is None
     write_sweep_page(ranking, folder / "report.html")
     assert "No setting has finished." in (folder / "report.html").read_text()
+
+
+def test_the_test_of_an_earlier_best_setting_is_not_that_of_the_best(page: str, tmp_path: Path):
+    assert "test accuracy of the best" in page
+    folder = make_sweep(tmp_path / "x")
+    sweep = json.loads((folder / "sweep.json").read_text())
+    sweep["test"]["runs"] = ["6"]
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    write_sweep_page(rank_settings(folder), folder / "report.html")
+    assert "test accuracy of the best" not in (folder / "report.html").read_text()
+
+
+def test_a_setting_that_no_ranked_setting_has_is_no_axis(tmp_path: Path):
+    folder = make_sweep(tmp_path / "x", num_settings=6)
+    for number in range(1, 6, 2):  # those with a momentum
+        file = folder / str(number) / "summary.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "failed"}))
+    write_sweep_page(rank_settings(folder), folder / "report.html")
+    (chart,) = re.findall(
+        r"all ranked settings, the best one highlighted: (.*?)\"", (folder / "report.html").read_text()
+    )
+    assert "optimizer.lr" in chart
+    assert "momentum" not in chart
 
 
 def test_parallel_axes_are_logarithmic_for_several_magnitudes_and_alphabetical_for_words():

@@ -163,7 +163,8 @@ def settings(compose: Callable) -> DictConfig:
         ({"calibration_samples": 9, "precision": "fp16"}, "calibration_samples=9 is a setting of precision=int8."),
         ({"calibration_samples": 0, "precision": "int8"}, "calibration_samples=0 must be 1 or more training images."),
         ({"keep_float": ["Gemm", "a*"]}, "keep_float=[Gemm,a*] is a setting of precision=int8."),
-        ({"max_accuracy_drop": -0.5}, "max_accuracy_drop=-0.5 must be from 0 to 100 points."),
+        ({"max_accuracy_drop": -0.5, "precision": "fp16"}, "max_accuracy_drop=-0.5 must be from 0 to 100 points."),
+        ({"max_accuracy_drop": 2}, "max_accuracy_drop=2 is a setting of the other precisions than fp32."),
         ({"precision": "int4"}, "precision=int4 is not one of fp32, fp16, int8 of format=onnx; did you mean int8?"),
         (
             {"precision": "int8", "format": "openvino"},

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,17 @@ def test_the_tables_have_a_row_for_each_format_also_with_a_reason(measured: list
     assert content["environment"]["cpu"]
 
 
+@pytest.mark.slow
+def test_the_table_of_one_file_does_not_replace_that_of_all_formats(measured: list[Row], tmp_path: Path):
+    all_formats = write_benchmark(measured, tmp_path, 100, "val", "SimpleCNN").read_text()
+    rows = [measured[0], replace(measured[1], name="model_int8.onnx", path=tmp_path / "model_int8.onnx")]
+    file = write_benchmark(rows, tmp_path, 100, "val", "SimpleCNN")
+    assert file == tmp_path / "benchmark_model_int8.md"
+    assert "| model_int8.onnx |" in file.read_text()
+    assert (tmp_path / "benchmark.md").read_text() == all_formats
+    assert len(list(tmp_path.glob("benchmark_model_int8.*"))) == 3
+
+
 def test_a_format_that_cannot_be_written_is_a_row_with_the_reason(tmp_path: Path):
     def write(name: str, precision: str, path: Path) -> dict:
         if precision == "int8":
@@ -91,7 +103,8 @@ def test_a_checkpoint_that_cannot_be_measured_is_an_error(tmp_path: Path):
 @pytest.mark.soak
 def test_an_exported_file_is_compared_with_its_checkpoint(exported_run: Path, tmp_path: Path, command: Callable):
     run = Path(shutil.copytree(exported_run, tmp_path / "run"))
+    (run / "export" / "benchmark.killed.part").mkdir()
     done = command("src/export.py", f"run={run}/export/model.onnx", "benchmark=true", "parity_samples=100")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "model.onnx" in (run / "export" / "benchmark.md").read_text()
+    assert "model.onnx" in (run / "export" / "benchmark_model.md").read_text()
     assert not list((run / "export").glob("*.part"))

@@ -17,8 +17,9 @@ from short_runs import summary
 from imago import load_model
 from imago.data.dataset import ArrayDataset, LabeledArray
 from imago.errors import ConfigError, DataError
-from imago.export.export import _batches, _check_same_outputs, _metrics_of
+from imago.export.export import _batches, _check_same_outputs
 from imago.export.export import export as export_command
+from imago.export.metadata import metrics_of
 from imago.onnx_classifier import OnnxClassifier
 from imago.paths import short_path
 
@@ -137,11 +138,25 @@ def test_metrics_are_those_of_the_summary_and_of_the_best_checkpoint_only(tmp_pa
     (tmp_path / "summary.json").write_text(
         '{"val": {"acc": 0.5, "loss": 1, "num_images": 9}, "epochs": 2, "test": null}'
     )
-    assert _metrics_of(tmp_path, tmp_path / "checkpoints" / "best.ckpt") == {"val": {"acc": 0.5, "num_images": 9}}
-    assert _metrics_of(tmp_path, tmp_path / "checkpoints" / "last.ckpt") == {}
+    assert metrics_of(tmp_path, tmp_path / "checkpoints" / "best.ckpt") == {"val": {"acc": 0.5, "num_images": 9}}
+    assert metrics_of(tmp_path, tmp_path / "checkpoints" / "last.ckpt") == {}
     summary = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
-    assert _metrics_of(tmp_path, tmp_path / "checkpoints" / "best.ckpt") == {}
+    assert metrics_of(tmp_path, tmp_path / "checkpoints" / "best.ckpt") == {}
+
+
+def test_an_accuracy_with_several_views_is_not_published_as_that_of_a_file_with_one(tmp_path: Path):
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+    (tmp_path / "eval" / "test").mkdir(parents=True)
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    (tmp_path / "summary.json").write_text('{"test": {"acc": 0.9, "num_images": 8, "tta": "flip"}}')
+    assert metrics_of(tmp_path, checkpoint) == {}
+    digest = hashlib.sha256(b"weights").hexdigest()
+    found = {"acc": 0.75, "num_images": 8, "tta": "none", "model_sha256": digest}
+    for change, expected in (({}, 0.75), ({"tta": "flip"}, None), ({"model_sha256": "another"}, None)):
+        (tmp_path / "eval" / "test" / "metrics.json").write_text(json.dumps(found | change))
+        assert metrics_of(tmp_path, checkpoint).get("test", {}).get("acc") == expected
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, range(10)), (99, range(10)), (3, [0, 3, 6]), (1, [0])])

@@ -1,5 +1,6 @@
 """`report.py card=true` writes a directory that the Hub can take, and `push=` uploads exactly that."""
 
+import hashlib
 import json
 import platform
 import re
@@ -18,7 +19,7 @@ from short_runs import summary
 
 from imago.errors import ConfigError, DataError, UserError
 from imago.export import model_card
-from imago.export.model_card import _numbers, _public, _write_card, write_model
+from imago.export.model_card import _exported, _numbers, _public, _write_card, write_model
 from imago.files import sha256_of
 from imago.images import Preprocess
 from imago.inference.calibration import calibrate
@@ -254,6 +255,24 @@ def test_robustness_and_unknown_images_are_shown_with_intervals(tmp_path: Path):
     assert "77" not in card
 
 
+def test_the_hub_gets_the_accuracy_of_one_view_and_none_if_only_several_were_tested(tmp_path: Path):
+    test = {"acc": 0.9, "interval_95": [0.8, 0.95], "num_images": 8, "tta": "flip"}
+    run = make_run(tmp_path / "run", test=test)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "best.ckpt").write_text("a checkpoint")
+    card = card_of(run, tmp_path / "model")
+    assert "model-index" not in front_matter(tmp_path / "model" / "README.md")
+    assert "0.9" not in card.replace("with tta=flip", "").partition("---\n\n")[0]
+    assert "n = 8, with tta=flip" in card
+    digest = sha256_of(run / "checkpoints" / "best.ckpt")
+    one = {"acc": 0.75, "interval_95": [0.5, 0.875], "num_images": 8, "tta": "none"}
+    make_evaluation(run, [0, 1], [0, 1], model_sha256=digest, **one)
+    card_of(run, tmp_path / "model")
+    (result,) = front_matter(tmp_path / "model" / "README.md")["model-index"][0]["results"]
+    (metric,) = result["metrics"]
+    assert (metric["value"], metric["name"]) == (0.75, "accuracy (95 %: 0.5000 to 0.8750, n = 8)")
+
+
 def test_robustness_of_another_checkpoint_and_its_figure_are_left_out(tmp_path: Path):
     run = make_run(tmp_path / "run")
     (run / "checkpoints").mkdir()
@@ -270,6 +289,29 @@ def test_robustness_of_another_checkpoint_and_its_figure_are_left_out(tmp_path: 
 @pytest.mark.parametrize("status", ["finished", "failed"])
 def test_the_card_says_whether_the_run_has_finished(tmp_path: Path, status: str):
     assert f"| status of the run | {status} |" in card_of(make_run(tmp_path / "run", status=status), tmp_path / "model")
+
+
+@pytest.mark.parametrize("key", ["prediction_sets", "unknown_detector", "calibration_temperature"])
+def test_an_export_that_is_older_than_the_calibration_is_written_again(
+    tmp_path: Path, settings: Callable, monkeypatch: pytest.MonkeyPatch, key: str
+):
+    run, calls = make_run(tmp_path / "run"), []
+    monkeypatch.setattr(model_card, "export", calls.append)
+    for name in ("export/model.onnx", "checkpoints/best.ckpt"):
+        (run / name).parent.mkdir()
+        (run / name).write_text("weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    file = run / "checkpoints" / "calibration.json"
+    entry = {"checkpoint_sha256": digest, "calibration_temperature": 1.5, "prediction_sets": {}, "unknown_detector": {}}
+    file.write_text(json.dumps({"best.ckpt": entry}))
+    report = {"sha256": digest, "checkpoint_sha256": digest}
+    report["calibration_sha256"] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+    (run / "export" / "export_report.json").write_text(json.dumps(report))
+    assert _exported(settings(run=run), run, "onnx") == run / "export" / "model.onnx"
+    assert calls == []
+    file.write_text(json.dumps({"best.ckpt": entry | {key: 1.25 if entry[key] else {"a": 1}}}))
+    _exported(settings(run=run), run, "onnx")
+    assert [cfg.run for cfg in calls] == [str(run)]
 
 
 @pytest.mark.parametrize("left_out", [["prediction_sets", "unknown_detector"], ["unknown_detector"]])

@@ -206,8 +206,9 @@ def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can
     assert f"temperature {fitted['calibration_temperature']:.3f}, fitted on val" in printed
 
     evaluate(f"run={copy}", "split=val", "calibrate=none")
-    assert "calibration_temperature" not in metrics(copy / "eval" / "val")
-    assert metrics(copy / "eval" / "val")["nll"] == pytest.approx(fitted["nll_before"])
+    assert "calibration_temperature" not in metrics(copy / "eval" / "val-uncalibrated")
+    assert metrics(copy / "eval" / "val-uncalibrated")["nll"] == pytest.approx(fitted["nll_before"])
+    assert metrics(copy / "eval" / "val") == found  # which it does not replace
 
     (copy / "checkpoints" / "calibration.json").unlink()
     printed = evaluate(f"run={copy}", "split=val")

@@ -12,6 +12,7 @@ from PIL import Image
 from short_runs import csv_rows, summary
 
 from imago import load_model
+from imago.analysis.page import final_test_tta
 from imago.errors import ConfigError, DataError
 from imago.inference.load import load_classifier
 from imago.inference.network_run import finish_network_run, write_network_run
@@ -19,6 +20,7 @@ from imago.inference.run_split import match_classes
 from imago.model.small_resnet import SmallResNet
 from imago.model.torchvision_net import TorchvisionNet
 from imago.paths import short_path
+from imago.runs.records import read_record
 
 TYPED = {"size": 32, "resize": None, "crop": None, "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": None}
 NOTHING = dict.fromkeys(TYPED)
@@ -109,6 +111,15 @@ def test_the_results_of_both_splits_are_kept(tmp_path: Path):
     for split, acc in (("test", 0.5), ("val", 0.25), ("test", 0.75)):
         finish_network_run(tmp_path, {"split": split, "acc": acc, "interval_95": [0.0, 1.0], "num_images": 4})
     assert {split: summary(tmp_path)[split]["acc"] for split in ("test", "val")} == {"test": 0.75, "val": 0.25}
+
+
+def test_a_test_with_several_views_is_marked_and_never_replaces_one_with_one_view(tmp_path: Path):
+    found = {"split": "test", "interval_95": [0.0, 1.0], "num_images": 4}
+    for tta, acc, expected in (("flip", 0.6, 0.6), ("none", 0.5, 0.5), ("flip", 0.7, 0.5), ("none", 0.4, 0.4)):
+        finish_network_run(tmp_path, found | {"tta": tta, "acc": acc})
+        test = summary(tmp_path)["test"]
+        assert (test["acc"], test.get("tta")) == (expected, "flip" if expected == 0.6 else None)
+        assert final_test_tta(read_record(tmp_path)) == ("flip" if expected == 0.6 else "none")
 
 
 @pytest.mark.slow

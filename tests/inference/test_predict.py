@@ -15,9 +15,10 @@ from short_runs import csv_rows
 from imago.data import shapes
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, read_image, resize_and_crop
+from imago.inference.find_images import find_images
 from imago.inference.load import load_predictor
+from imago.inference.predict import _check_output, predict_images
 from imago.inference.predict import predict as predict_command
-from imago.inference.predict import predict_images
 
 NAMES = ("IMG (1).jpg", "a,b=c.png", "[x] {y}.png", "été ünï.webp", "a#b $HOME.png", "line\nbreak.tiff")
 
@@ -222,6 +223,34 @@ def test_an_image_below_the_threshold_gets_no_answer(tmp_path: Path):
     assert sure.predicted == "dark"  # "less probable than": the threshold itself is enough
 
 
+@pytest.mark.parametrize(
+    ("source", "output", "explain"),
+    [
+        ("list.csv", "list.csv", False),
+        ("list.csv", "images/a.png", False),
+        ("images/a.png", "images/a.png", False),
+        ("images", "images/a.png", False),
+        ("images/p.json", "images/p.csv", False),
+        ("out_explained", "out.csv", True),
+    ],
+)
+def test_no_input_is_replaced_by_an_output(
+    settings: DictConfig, tmp_path: Path, source: str, output: str, explain: bool
+):
+    (tmp_path / "list.csv").write_text("path\nimages/a.png\n")
+    image = write_image(tmp_path / "images" / "a.png")
+    shutil.copy(image, tmp_path / "images" / "p.json")
+    write_image(tmp_path / "out_explained" / "00001_a.png")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    changes = {"input": str(tmp_path / source), "explain": explain}
+    with pytest.raises(ConfigError, match=r"would replace an input in \S+; type another file\.$") as caught:
+        predict_command(OmegaConf.merge(settings, changes, {"output": str(tmp_path / output)}))
+    assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    free = OmegaConf.merge(settings, changes, {"output": str(tmp_path / "images" / "b.csv")})
+    _check_output(free, Path(free.output), find_images(free.input))
+
+
 @pytest.mark.slow
 def test_a_list_a_threshold_and_overlays_from_the_command_line(run: Path, predict: Callable, tmp_path: Path):
     images, _ = shapes.render_split("test")
@@ -231,6 +260,9 @@ def test_a_list_a_threshold_and_overlays_from_the_command_line(run: Path, predic
         Image.fromarray(images[300 * number].transpose(1, 2, 0)).save(files[-1])
     (tmp_path / "list.txt").write_text("".join(f"{file}\n" for file in [*files, tmp_path / "gone.png"]))
     arguments = [f"run={run}", f"input={tmp_path / 'list.txt'}", f"output={tmp_path / 'out.csv'}"]
+    (tmp_path / "out_explained").mkdir()
+    for name in ("00004_old.png", "00001_old.png", "mine.png", "0001_mine.png"):
+        (tmp_path / "out_explained" / name).touch()
     done = predict(*arguments, "threshold=1.0", "explain=true", "top_k=2", returncode=1)
     assert "gone.png cannot be read: No such file or directory" in done.stderr
     assert done.stderr.splitlines()[-1] == "error: 1 of 4 images could not be read; the others are done"
@@ -243,6 +275,8 @@ def test_a_list_a_threshold_and_overlays_from_the_command_line(run: Path, predic
     temperature = json.loads((run / "checkpoints" / "calibration.json").read_text())["best.ckpt"]
     assert saved["calibration_temperature"] == temperature["calibration_temperature"]
     assert [sample["file"] for sample in saved["bad"]] == [str(tmp_path / "gone.png")]
-    overlays = sorted((tmp_path / "out_explained").iterdir())
+    found = {file.name: file for file in (tmp_path / "out_explained").iterdir()}
+    assert {found.pop(name).stat().st_size for name in ("mine.png", "0001_mine.png")} == {0}  # not of this program
+    overlays = sorted(found.values())
     assert [file.name for file in overlays] == [f"0000{n + 1}_ü {n}.png" for n in range(3)]
     assert all(Image.open(file).width > 400 for file in overlays)

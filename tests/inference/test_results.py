@@ -11,7 +11,7 @@ from PIL import Image
 from imago.analysis.evaluation import load_evaluation, saved_images
 from imago.data.dataset import LabeledArray, LabeledFiles
 from imago.errors import DataError
-from imago.inference.results import summary_lines, write_results
+from imago.inference.results import compare_with_final_test, summary_lines, write_results
 from imago.statistics.metrics import LabeledOutputs, softmax
 
 NAMES = ("ant", "bee")
@@ -62,6 +62,20 @@ def test_a_folder_that_cannot_be_written_is_one_line(samples: LabeledArray, tmp_
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written: .+; choose another directory with output=DIR"):
         write_results(tmp_path / "file" / "x", random_result(samples.labels), {"split": "test"}, samples)
+
+
+@pytest.mark.parametrize("summary", [{"test": {"num_images": 5}}, {"test": 5}, {"val": [1], "test": {"acc": 0.5}}])
+def test_a_damaged_summary_is_a_note_beside_the_new_results(tmp_path: Path, summary: dict):
+    metadata = {"split": "test", "acc": 0.5, "images_sha256": "i", "data_fingerprint": "f", "num_images": 5}
+    metadata |= {"tta": "none", "model": str(tmp_path / "checkpoints" / "best.ckpt")}
+    (tmp_path / "provenance.json").write_text('{"data": "f", "test": "i"}')
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    remark, (note,) = compare_with_final_test(tmp_path, metadata, True)
+    assert remark == ""
+    assert note.startswith(f"{tmp_path / 'summary.json'} is damaged")
+    for test, expected in (({"acc": 0.5, "num_images": 5}, " (the run's final test: the same)"), (None, "")):
+        (tmp_path / "summary.json").write_text(json.dumps({"test": test}))
+        assert compare_with_final_test(tmp_path, metadata, True)[0] == expected
 
 
 def test_class_names_cannot_control_the_terminal():

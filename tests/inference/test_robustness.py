@@ -201,12 +201,27 @@ def test_severities_that_a_published_set_lacks_are_no_others(tmp_path: Path, cap
     scores = {name: (values["severity"], values["acc"]) for name, values in found["corruptions"].items()}
     assert scores == {"fog": ([5], [1]), "snow": ([2, 4], [1, 0.5])}
     write_robustness(tmp_path, found)
-    rows = [(row["corruption"], row["severity"], row["acc"]) for row in csv_rows(tmp_path / "robustness.csv")]
+    rows = [(row["corruption"], row["severity"], row["acc"]) for row in csv_rows(tmp_path / "robustness-c.csv")]
     assert rows == [("fog", "5", "1.0"), ("snow", "2", "1.0"), ("snow", "4", "0.5")]
     lines = {line[:4]: line for line in capsys.readouterr().out.splitlines()}
     columns = [lines["accu"].index(f" {severity} ") for severity in (2, 4, 5)]
     assert [lines["snow"][at : at + 6].strip() for at in columns] == ["100.0", "50.0", ""]
     assert [lines["fog "][at : at + 6].strip() for at in columns] == ["", "", "100.0"]
+
+
+def test_a_part_of_the_corruptions_or_of_the_images_never_replaces_the_results_of_all(tmp_path: Path):
+    (tmp_path / "c").mkdir()
+    labels, contents = np.arange(1005) % 10, {}
+    for typed, num_samples in ((["fog"], 1000), ("fog", 20), (str(write_cifar_c(tmp_path / "c d")), 1000)):
+        found = measure(typed, labels, num_samples)
+        contents[write_robustness(tmp_path, found)[0]] = found
+    contents[write_robustness(tmp_path, found | {"corrupt": "all", "num_images": 1000, "num_all_images": 1005})[0]] = 0
+    contents[write_robustness(tmp_path, found | {"corrupt": "all", "num_images": 999, "num_all_images": 1005})[0]] = 0
+    parts = ["-fog", "-fog-20_images", "-c_d", "", "-999_images"]
+    assert list(contents) == [f"robustness{part}.json" for part in parts]
+    for name, expected in list(contents.items())[:3]:
+        assert json.loads((tmp_path / name).read_text()) == json.loads(json.dumps(expected))
+    assert len(list(tmp_path.glob("robustness*"))) == 15
 
 
 def test_a_name_is_a_corruption_though_a_directory_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -324,15 +339,15 @@ def test_a_run_and_its_onnx_file_agree_and_every_file_has_the_same_numbers(
         arguments = (f"run={typed}", "corrupt=[fog,jpeg_compression]", "corrupt_samples=60", f"output={folder}")
         done = command("src/eval.py", *arguments, f"paths.log_dir={tmp_path}")
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        contents.append(json.loads((folder / "robustness.json").read_text()))
+        contents.append(json.loads((folder / "robustness-fog+jpeg_compression-60_images.json").read_text()))
         found = contents[-1]
-        for row in csv_rows(folder / "robustness.csv"):
+        for row in csv_rows(folder / "robustness-fog+jpeg_compression-60_images.csv"):
             scores = found["corruptions"][row["corruption"]]
             index = int(row["severity"]) - 1
             assert float(row["acc"]) == scores["acc"][index]
             assert [float(row["low"]), float(row["high"])] == scores["acc_interval"][index]
             assert float(row["calibration_error"]) == scores["calibration_error"][index]
-        assert Image.open(folder / "robustness.png").width > 1000
+        assert Image.open(folder / "robustness-fog+jpeg_compression-60_images.png").width > 1000
         assert re.search(r"corrupted images: 60 of [\d,]+ images, the same in each corruption", done.stdout)
         assert f"mean_corrupted_acc: {found['mean_corrupted_acc']:.2%}" in done.stdout
         (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("fog ")]

@@ -111,11 +111,12 @@ def test_a_run_without_a_detector_is_one_line_until_it_is_fitted(
     entries = json.loads(file.read_text())
     entries["best.ckpt"].pop("unknown_detector")
     file.write_text(json.dumps(entries))
-    remedy = "eval.py run=RUN calibrate=fit"
+    remedy, before = "eval.py run=RUN calibrate=fit", {*old.rglob("*")}
     printed = start("src/eval.py", f"run={old}", f"ood={noise}", returncode=2)
     (line,) = [line for line in printed.splitlines() if "ood=" in line]
     assert f"ood={noise}: unknown images are not marked" in line
     assert remedy in line
+    assert {*old.rglob("*")} == before  # no empty directory for results
     image = noise / "a" / "0.png"
     printed = start("src/predict.py", f"run={old}", f"input={image}", f"output={tmp_path / 'out.csv'}")
     assert remedy in printed

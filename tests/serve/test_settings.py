@@ -62,6 +62,18 @@ def test_paths_in_a_file_start_at_its_directory_and_the_first_version_gets_all_r
     assert settings.weights == {"flowers": {"v1": 1.0, "v2": 0.0}, "insects": {"1": 1.0}}
 
 
+def test_a_typed_model_takes_no_weights_of_the_models_of_the_file(config: Path):
+    config.write_text(MODELS + "weights: {flowers: {v1: 9, v2: 1}}\nthreshold: 0.5\n", encoding="utf-8")
+    settings = read_settings([f"config={config}", "model=c.onnx"])
+    assert (settings.weights, settings.threshold) == ({"c": {"v1": 1.0}}, 0.5)
+
+
+def test_a_request_cannot_have_more_images_than_may_wait():
+    assert read_settings(["model=a.onnx", "max_files=8", "max_queue=8"]).max_files == 8
+    fault = "max_files=9 is more than max_queue=8, the images that may wait; type fewer."
+    assert message_of("model=a.onnx", "max_files=9", "max_queue=8") == fault
+
+
 def test_weights_are_shares(config: Path):
     config.write_text(MODELS + "weights: {flowers: {v1: 9, v2: 1}}\n", encoding="utf-8")
     assert read_settings([f"config={config}"]).weights["flowers"] == {"v1": 0.9, "v2": 0.1}

@@ -146,8 +146,9 @@ def parallel_chart(title: str, columns: Mapping[str, Sequence[str | None]]) -> C
     Args:
         title: the title of the chart.
         columns: the values as typed by the name of their axis; None leaves a gap. Numbers of several magnitudes are
-            drawn on a logarithmic scale, words in alphabetical order.
+            drawn on a logarithmic scale, words in alphabetical order; a column of None only is left out.
     """
+    columns = {name: values for name, values in columns.items() if {*values} != {None}}
     spacing = (_PARALLEL_WIDTH - 2 * _PARALLEL_MARGIN) / max(1, len(columns) - 1)
     positions, elements = [], []
     for index, (name, values) in enumerate(columns.items()):

@@ -39,7 +39,8 @@ class Comparison:
         if self.paired is None:
             return []
         acc_a, acc_b = (percent_text(evaluation.is_correct.mean()) for evaluation in self.evaluations)
-        images = f"on the same {counted(self.paired.num_images, 'image')}"
+        split = self.evaluations[0].directory.name
+        images = f"on the same {counted(self.paired.num_images, 'image')} of {split}"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
         counts = f"only a correct: {self.paired.num_only_a:,}, only b correct: {self.paired.num_only_b:,}"
         rows = [
@@ -51,7 +52,7 @@ class Comparison:
         if self.paired.num_groups:  # the number below is one of independent images
             return rows
         needed = num_images_needed(self.paired.num_only_a, self.paired.num_only_b, self.paired.num_images)
-        power = "of test, to find a difference of this size in 80 % of cases (McNemar's test at 5 %)"
+        power = f"of {split}, to find a difference of this size in 80 % of cases (McNemar's test at 5 %)"
         return [*rows, ("images needed", f"about {float(f'{needed:.2g}'):,.0f}" if needed else "no number", power)]
 
 

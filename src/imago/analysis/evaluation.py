@@ -1,10 +1,12 @@
 """Read the results of `eval.py` in a run directory: predictions, class names, metrics and images of mistakes."""
 
 import csv
+import os
 import shlex
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from imago.errors import DataError
 from imago.files import cell_text, open_text, read_json, sha256_of
 from imago.images import read_image
 from imago.paths import checkpoint_file, command
+from imago.runs.records import read_settings
 from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describe_sets
 from imago.statistics.metrics import Predictions
 from imago.text import metric_text
@@ -32,6 +35,7 @@ class Evaluation(Predictions):
     predicted: np.ndarray
     probability: np.ndarray
     groups: np.ndarray | None = None  # name of the group of each image, str (N,), if the run has groups
+    image_root: str | None = None  # files that are not below it are not read; None: any file is
 
     @property
     def metrics(self) -> list[tuple[str, float, str]]:
@@ -102,7 +106,17 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
         raise DataError(
             f"{directory} is not of the present {best.name}, but of another checkpoint; renew it: {command}"
         )
-    return Evaluation(directory, metadata, class_names, image_names, labels, predicted, probability, groups)
+    outputs = labels, predicted, probability, groups
+    return Evaluation(directory, metadata, class_names, image_names, *outputs, _image_root(Path(run)))
+
+
+def _image_root(run: Path) -> str:
+    """Return the directory of the images by the run's config.yaml, "" without one: a stranger may name any file."""
+    settings = {}
+    with suppress(DataError):
+        settings = read_settings(run)
+    root = settings.get("data.root") or os.path.dirname(str(settings.get("data.list_file") or ""))
+    return os.path.abspath(os.path.expanduser(str(root))) if root else ""
 
 
 def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
@@ -127,8 +141,12 @@ def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarra
     """Return the pixels of an image, uint8 (H, W, 3), and ""; or None and the reason. `saved`: see `saved_images`."""
     if index in saved:
         return saved[index], ""
+    name, root = evaluation.image_names[index], evaluation.image_root
+    path = Path(name if root is None else os.path.normpath(name))
+    if root is not None and not (root and path.is_relative_to(root)):
+        return None, f"{name} is not read: it is not below {root or 'a directory of images'}, data.root of the run"
     try:
-        return read_image(Path(evaluation.image_names[index])), ""
+        return read_image(path), ""
     except DataError as error:
         return None, str(error)
 

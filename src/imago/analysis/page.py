@@ -68,7 +68,7 @@ def main_results(record: RunRecord, evaluation: Evaluation | None = None) -> lis
 
 def final_test_tta(record: RunRecord) -> str:
     """Return the `tta` of the final test; "none" means no test-time augmentation."""
-    return str(record.settings.get("tta") or "none")
+    return str(record.test_tta or record.settings.get("tta") or "none")
 
 
 def read_or_none(notes: list[str], read: Callable[..., Any], *arguments: Any) -> Any:

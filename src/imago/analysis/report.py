@@ -112,7 +112,7 @@ def _report_run(cfg: DictConfig) -> None:
     from imago.analysis.run_page import write_run_page
 
     run = Path(cfg.run).resolve()
-    file = Path(cfg.output) if cfg.output else run / "report.html"
+    file = Path(cfg.output) if cfg.output else run / f"report{'_val' * (cfg.split == 'val')}.html"
     notes = write_run_page(run, cfg.split, file)
     print(f"page written to {short_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
     for note in notes:
@@ -123,7 +123,8 @@ def _report_comparison(cfg: DictConfig) -> None:
     from imago.analysis.comparison import compare_runs, comparison_text, write_comparison_page
 
     a, b = Path(cfg.a).resolve(), Path(cfg.b).resolve()
-    file = Path(cfg.output) if cfg.output else a / f"comparison_with_{b.parent.name}_{b.name}.html"
+    name = f"comparison_with_{b.parent.name}_{b.name}{'_val' * (cfg.split == 'val')}.html"
+    file = Path(cfg.output) if cfg.output else a / name
     if not cfg.output:
         with report_unwritable(file, "; choose another file with output=FILE.html"):
             file.unlink(missing_ok=True)  # an older page would look like the result of a comparison that fails

@@ -94,8 +94,9 @@ def runs_on_other_data(runs: DataFrame) -> DataFrame:
     """Return the finished runs with the settings of another one, but for the seed, whose data has changed."""
     complete = _complete_runs(runs)
     *same_settings, fingerprint = _group_names(runs)
-    datasets = complete.groupby(same_settings, dropna=False)[fingerprint]
-    return complete[datasets.transform("nunique", dropna=False) > 1]
+    digests = complete[fingerprint].astype("string").str.extract("([^-]+)(?:-(.+))?")  # of the data, the tested images
+    groups = digests.groupby([complete[name] for name in same_settings], dropna=False)
+    return complete[(groups.transform("nunique") > 1).any(axis=1)]  # without a test there is no second digest
 
 
 def _complete_runs(runs: DataFrame) -> DataFrame:

@@ -52,7 +52,7 @@ def _cards(ranking: Ranking, ranked: list[RankedSetting]) -> list[tuple[str, str
         ("settings ranked", str(len(ranked)), left_out),
         ("time", duration_text(sum(setting.seconds for setting in ranking.settings)), "sum over all runs"),
     ]
-    if accuracies := ranking.test.get("acc"):
+    if final_test_lines(ranking) and (accuracies := ranking.test.get("acc")):
         cards.insert(1, ("test accuracy of the best", percent_text(statistics.fmean(accuracies)), "tested once"))
     if ranking.saved_s:
         cards.append(("saved by pruning", duration_text(ranking.saved_s), ""))

@@ -163,7 +163,7 @@ def benchmark_tables(rows: Sequence[Row], num_images: int) -> dict[int, list[lis
 
 
 def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, split: str, title: str) -> Path:
-    """Print the tables; write benchmark.json, benchmark.md and benchmark.png to `directory`; return the second."""
+    """Print the tables; write benchmark.json, .md and .png, or benchmark_FILE.* of one FILE; return the second."""
     tables = benchmark_tables(rows, num_images)
     sections = []
     for threads, table in tables.items():
@@ -181,8 +181,9 @@ def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, split
         "num_images": num_images,
         "rows": [*map(_record, rows)],
     }
-    write_json(directory / "benchmark.json", content)
-    write_text(directory / "benchmark.md", "\n".join([f"# {title}", "", about, "", *sections]))
+    stem = "_".join(["benchmark", *(Path(row.name).stem for row in rows if row.name.lower().endswith(".onnx"))])
+    write_json(directory / f"{stem}.json", content)
+    write_text(directory / f"{stem}.md", "\n".join([f"# {title}", "", about, "", *sections]))
     measured = [row for row in rows if row.by_threads]
     intervals = np.array([wilson_interval(row.num_correct, num_images) for row in measured])
     figure = plot_speed(
@@ -193,8 +194,8 @@ def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, split
         np.array([row.num_bytes for row in measured]),
         f"{title}, {counted(min(tables), 'CPU thread')}",
     )
-    save_figure(figure, directory / "benchmark.png")
-    return directory / "benchmark.md"
+    save_figure(figure, directory / f"{stem}.png")
+    return directory / f"{stem}.md"
 
 
 def _record(row: Row) -> dict[str, Any]:

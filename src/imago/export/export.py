@@ -17,14 +17,16 @@ from imago import onnx_classifier
 from imago.data.stratified import evenly_spread
 from imago.errors import ConfigError, DataError
 from imago.export.formats import FORMATS, LOSSLESS, Options, report_file
-from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, sha256_of, write_json
+from imago.export.metadata import metrics_of
+from imago.files import PARTIAL_SUFFIX, make_writable, read_json, remove_partial_files, report_unwritable, write_json
+from imago.inference.calibration import checkpoint_digests
 from imago.inference.data_settings import read_data_settings, training_data
 from imago.inference.find_model import check_and_find_model, is_onnx, resolve_checkpoint
 from imago.inference.load import load_calibrated
 from imago.inference.run_split import output_indices
 from imago.instantiate import build
 from imago.log import log_to
-from imago.paths import checkpoint_file, command, short_path
+from imago.paths import command, short_path
 from imago.resources import available_cores
 from imago.text import counted, printable
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EXPORT_DIRECTORY, _LOG_FILE = "export", "export.log"
+_MAX_ACCURACY_DROP = 0.5  # that of configs/export.yaml
 _NUM_CALIBRATION_IMAGES = 500  # ranges of activations hardly change with more; our own choice
 
 
@@ -124,7 +127,9 @@ def _lossy_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"calibration_samples={cfg.calibration_samples} must be 1 or more training images."
     if not is_int8 and cfg.keep_float:
         yield f"keep_float=[{','.join(map(str, cfg.keep_float))}] is a setting of precision=int8."
-    if not 0 <= cfg.max_accuracy_drop <= 100:
+    if cfg.precision == LOSSLESS and not cfg.benchmark and cfg.max_accuracy_drop != _MAX_ACCURACY_DROP:
+        yield f"max_accuracy_drop={cfg.max_accuracy_drop} is a setting of the other precisions than {LOSSLESS}."
+    elif not 0 <= cfg.max_accuracy_drop <= 100:
         yield f"max_accuracy_drop={cfg.max_accuracy_drop} must be from 0 to 100 points."
 
 
@@ -163,8 +168,7 @@ def _export(cfg: DictConfig, network: _Network, target: Path) -> Path:
     options = _options(cfg, cfg.format, cfg.precision, network.data)
     report = _write(cfg, network, options, target)
     report["checkpoint"] = os.path.relpath(network.checkpoint, network.run)
-    report["checkpoint_sha256"] = sha256_of(network.checkpoint)
-    write_json(target.with_name(report_file(options)), report)
+    write_json(target.with_name(report_file(options)), report | checkpoint_digests(network.checkpoint))
     return target
 
 
@@ -175,7 +179,7 @@ def _write(cfg: DictConfig, network: _Network, options: Options, target: Path) -
 
     metadata = {
         onnx_classifier.RUN_ID_KEY: printable(network.run.name),
-        onnx_classifier.METRICS_KEY: _metrics_of(network.run, network.checkpoint),
+        onnx_classifier.METRICS_KEY: metrics_of(network.run, network.checkpoint),
     }
 
     def verify(predict: "Predict", report: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,6 +202,7 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
     def write(name: str, precision: str, path: Path) -> dict[str, Any]:
         return _write(cfg, network, _options(cfg, name, precision, network.data), path)
 
+    remove_partial_files(directory, "benchmark.")  # of a benchmark that was killed
     num_bytes = sum(tensor.nbytes for tensor in network.classifier.state_dict().values())
     rows = [benchmark.Row("checkpoint", network.checkpoint, CHECKPOINT, "torch", num_bytes=num_bytes)]
     with TemporaryDirectory(dir=directory, prefix="benchmark.", suffix=PARTIAL_SUFFIX) as temporary:
@@ -235,18 +240,6 @@ def _save_images(network: _Network, limit: int | None, file: Path) -> np.ndarray
         all_labels.append(labels)
     saved.flush()
     return np.concatenate(all_labels)
-
-
-def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
-    """Return the run's val and test accuracy, number of images and interval; they are of the best checkpoint only.
-
-    There are none while a run has not ended: its best checkpoint may be newer than its results.
-    """
-    summary, wanted = read_json(run / "summary.json"), ("acc", "interval_95", "num_images")
-    if checkpoint != checkpoint_file(run) or summary.get("status") in ("running", "failed"):
-        return {}
-    by_split = {split: summary[split] for split in ("val", "test") if isinstance(summary.get(split), dict)}
-    return {split: {key: values[key] for key in wanted if key in values} for split, values in by_split.items()}
 
 
 def _options(cfg: DictConfig, format: str, precision: str, data: "ImageDataModule") -> Options:

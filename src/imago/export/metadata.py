@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imago import onnx_classifier
 from imago.errors import DataError
 from imago.files import read_json, sha256_of, write_json
-from imago.paths import METADATA_FILE
+from imago.paths import METADATA_FILE, checkpoint_file
 from imago.statistics.conformal import PREDICTION_SETS_KEY
 from imago.statistics.unknown_images import UNKNOWN_DETECTOR_KEY
 
@@ -38,6 +38,26 @@ def build_metadata(
         onnx_classifier.VERSIONS_KEY: {"torch": version("torch"), **versions},
         **run_metadata,
     }
+
+
+def metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
+    """Return the run's val and test accuracy, number of images and interval; they are of the best checkpoint only.
+
+    They are with one view of each image, as files predict: if those of the run are with several (`tta`), of `eval.py`.
+    There are none while a run has not ended: its best checkpoint may be newer than its results.
+    """
+    summary, results = read_json(run / "summary.json"), {}
+    if checkpoint != checkpoint_file(run) or summary.get("status") in ("running", "failed"):
+        return {}
+    for split in ("val", "test"):
+        found = summary.get(split)
+        if isinstance(found, dict) and "tta" in found:
+            found = read_json(run / "eval" / split / "metrics.json")
+            digest = sha256_of(checkpoint) if checkpoint.is_file() else ""
+            found = found if (found.get("tta"), found.get("model_sha256")) == ("none", digest) else None
+        if isinstance(found, dict):
+            results[split] = {key: found[key] for key in ("acc", "interval_95", "num_images") if key in found}
+    return results
 
 
 def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:

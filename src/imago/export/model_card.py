@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +20,12 @@ from imago.analysis.report import check_settings
 from imago.errors import ConfigError, DataError, UserError
 from imago.export.export import export
 from imago.export.formats import FORMATS, Options, report_file
-from imago.export.metadata import read_metadata
+from imago.export.metadata import metrics_of, read_metadata
 from imago.files import PARTIAL_SUFFIX, move_to, read_json, report_unwritable, sha256_of, write_text
 from imago.images import Preprocess
-from imago.inference.calibration import CALIBRATION_FILE, describe_calibration, read_temperature
+from imago.inference.calibration import CALIBRATION_FILE, checkpoint_digests, describe_calibration, read_temperature
 from imago.paths import CONFIG_DIR, METADATA_FILE, checkpoint_file, short_path
 from imago.runs.records import RunRecord, read_record
-from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import most_confused
 from imago.text import count_text, markdown_table, metric_text, printable, table_lines
 
@@ -104,9 +104,8 @@ def _exported(cfg: DictConfig, run: Path, name: str) -> Path | None:
     checkpoint, path = checkpoint_file(run), run / "export" / FORMATS[name].file
     file = path / METADATA_FILE if name == "safetensors" else path
     if checkpoint.is_file() and file.is_file():
-        digests = {"sha256": sha256_of(file), "checkpoint_sha256": sha256_of(checkpoint)}
-        report = read_json(path.with_name(report_file(Options(name))))
-        if report.items() >= (digests | {TEMPERATURE_KEY: read_temperature(checkpoint)[0]}).items():
+        digests = {"sha256": sha256_of(file)} | checkpoint_digests(checkpoint)
+        if read_json(path.with_name(report_file(Options(name)))).items() >= digests.items():
             return path
     typed = {"run": str(run), "format": name, "overwrite": cfg.overwrite, "trust": cfg.trust}
     try:
@@ -223,10 +222,14 @@ def _limits(run: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _front_matter(record: RunRecord, name: str, license: str | None, library: str) -> dict[str, Any]:
-    """Return the metadata of the Hub (hub-docs/modelcard.md) with the final test; what is unknown is left out."""
+    """Return the metadata of the Hub (hub-docs/modelcard.md), the test with one view; what is unknown is left out."""
     data, root = str(record.settings.get("data", "unknown")), Path(str(record.settings.get("data.root") or "")).name
     known = [_HUB_DATASETS[data]] if data in _HUB_DATASETS else []
     front: dict[str, Any] = {"license": license, "library_name": library, "pipeline_tag": "image-classification"}
+    if record.test_tta:  # not the accuracy of the files, which see one view of an image
+        test = metrics_of(run := Path(record.run_dir), checkpoint_file(run)).get("test", {})
+        (low, high), acc = test.get("interval_95") or (None, None), test.get("acc")
+        record = replace(record, test_acc=acc, test_low=low, test_high=high, num_test_images=test.get("num_images"))
     ends = f"{metric_text(record.test_low)} to {metric_text(record.test_high)}, n = {record.num_test_images}"
     metric = {"type": "accuracy", "value": record.test_acc, "name": f"accuracy (95 %: {ends})"}
     slug = known[0] if known else re.sub(r"[^\w.-]+", "-", root or data, flags=re.ASCII)

@@ -1,5 +1,7 @@
 """Fit temperature, prediction sets and detector of a checkpoint on val; keep them in calibration.json next to it."""
 
+import hashlib
+import json
 import math
 import shlex
 from collections.abc import Callable, Mapping
@@ -103,6 +105,13 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     if entry.get("checkpoint_sha256") != sha256_of(checkpoint):
         return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {remedy}"
     return float(temperature), ""
+
+
+def checkpoint_digests(checkpoint: Path) -> dict[str, str]:
+    """Return the SHA-256 of a checkpoint file, and of what was fitted for it with one view, for reports of exports."""
+    entry = read_json(checkpoint.with_name(CALIBRATION_FILE)).get(checkpoint.name)
+    digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+    return {"checkpoint_sha256": sha256_of(checkpoint), "calibration_sha256": digest}
 
 
 def read_sets(checkpoint: Path, tta: str = "none") -> PredictionSets | None:

@@ -59,10 +59,10 @@ def evaluate(cfg: DictConfig) -> float:
     data.set_up_data(None if is_own_data or cfg.calibrate == "fit" else cfg.split)
     notes = [missing_sets_note(predictor.prediction_sets)] if cfg.calibrate == "auto" else []
     notes += [unfinished_note(run) if run else "", *_training_notes(cfg, file, run, data, is_own_data)]
-    directory = _result_directory(cfg, file, run, data.fingerprint())
     if cfg.calibrate == "fit":
         _fit_temperature(cfg, file, predictor, data)
     check_unknown(predictor, cfg.ood, ood_images, data.splits)
+    directory = _result_directory(cfg, file, run, data.fingerprint())
     result, samples = run_split(predictor, data, cfg.split), split_samples(data, cfg.split)
     metadata = _describe(cfg, file, run, settings, predictor) | {
         "data_fingerprint": data.fingerprint(),
@@ -230,7 +230,7 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
 
 
 def _result_directory(cfg: DictConfig, file: Path, run: Path | None, fingerprint: str) -> Path:
-    """Create and return `output`, or RUN/eval/SPLIT with the data, checkpoint and views of this evaluation in its name.
+    """Create and return `output`, or RUN/eval/SPLIT named by the data, checkpoint and settings of this evaluation.
 
     Typed data and a network from outside the run have a part of their hash, as others may have the same names.
     """
@@ -248,6 +248,7 @@ def _result_directory(cfg: DictConfig, file: Path, run: Path | None, fingerprint
         name_parts.append(sha256_of(file)[:_NUM_DIGITS])
     if cfg.tta != "none":
         name_parts.append(f"tta_{cfg.tta}")
+    name_parts += ["uncalibrated"] if cfg.calibrate == "none" else []
     name_parts += [ood_name(cfg.ood)] if cfg.ood else []
     directory = Path(cfg.output or (run or file.parent) / "eval" / "-".join(name_parts))
     make_writable(directory, "output=DIR")

@@ -35,6 +35,9 @@ class Explainer:
         self.layer = target_layer(predictor.classifier)
         self._classifier = predictor.classifier
         self._num_written = 0
+        with report_unwritable(directory):
+            for file in directory.glob(f"{'[0-9]' * 5}_*.png"):  # of an earlier prediction
+                file.unlink()
 
     def write(self, images: np.ndarray, predictions: list[Prediction]) -> None:
         """Write the overlays of a batch, the inputs of the network uint8 (N, 3, S, S), for the best classes.

@@ -62,10 +62,14 @@ def write_network_run(
 
 def finish_network_run(run: Path, metadata: Mapping[str, Any]) -> None:
     """Write the summary of a network, by which `report.py` takes it as a run, and print what to type next."""
+    tta, before = metadata.get("tta", "none"), read_json(run / "summary.json")
     result = {key: metadata[key] for key in ("acc", "interval_95", "num_images")}
+    result |= {"tta": tta} if tta != "none" else {}
+    if tta != "none" and isinstance(known := before.get(metadata["split"]), dict) and "tta" not in known:
+        result = known  # that of one view, as the network is used
     started = datetime.now(UTC).isoformat(timespec="seconds")
     summary = {"status": "evaluated", "started": started, metadata["split"]: result}
-    write_json(run / "summary.json", read_json(run / "summary.json") | summary)  # the other split may be there
+    write_json(run / "summary.json", before | summary)  # the other split may be there
     run_argument = shlex.quote(f"run={short_path(run)}")
     lines = ["next:", f"  {command('predict')} {run_argument} input=IMAGE", f"  {command('export')} {run_argument}"]
     if metadata["split"] != "all":

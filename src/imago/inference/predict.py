@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from imago.errors import DataError, IncompleteError
+from imago.errors import ConfigError, DataError, IncompleteError
 from imago.files import make_writable
 from imago.images import MAX_PIXELS, Preprocess, read_image, resize_and_crop
 from imago.inference.find_images import find_images, left_out_files
@@ -48,6 +48,7 @@ def predict(cfg: DictConfig) -> None:
     left_out = left_out_files(cfg.input, images)
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f.csv")  # unique, like the name of a run directory
     output = Path(cfg.output) if cfg.output else (run or file.parent) / "predictions" / name
+    _check_output(cfg, output, images)
     predictor = load_predictor(file, cfg.accelerator, trust=cfg.trust, threads=cfg.threads)
     make_writable(output.parent, "output=FILE.csv")
     explainer = None
@@ -139,6 +140,16 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"output={output} is the CSV file; the JSON file gets the same name."
     if cfg.explain and is_onnx(Path(cfg.run or "")):
         yield f"explain=true needs a checkpoint: run={cfg.run} is an ONNX file, without gradients."
+
+
+def _check_output(cfg: DictConfig, output: Path, images: Sequence[Path]) -> None:
+    """Raise a `ConfigError` if a file, or a directory of overlays, that is written is an input or has one."""
+    sources = [*images, *([Path(cfg.input)] if os.path.isfile(cfg.input) else [])]
+    explained = [output.with_name(f"{output.stem}_explained")] if cfg.explain else []
+    for written in filter(os.path.exists, [output, output.with_suffix(".json"), *explained]):
+        found = (path for source in sources for path in (source, source.parent) if os.path.exists(path))
+        if any(os.path.samefile(path, written) for path in found):
+            raise ConfigError(f"output={cfg.output} would replace an input in {written}; type another file.")
 
 
 def _read_input(image: Path, preprocess: Preprocess, max_pixels: int) -> np.ndarray | DataError:

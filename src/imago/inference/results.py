@@ -146,7 +146,10 @@ def compare_with_final_test(run: Path | None, metadata: Mapping[str, Any], is_ow
     """Compare with the run's final test: return a remark on its accuracy, and notes; empty if it had other images."""
     if run is None or metadata["split"] != "test":
         return "", []
-    test, provenance = read_json(run / "summary.json").get("test") or {}, read_json(run / "provenance.json")
+    summary, provenance = read_json(run / "summary.json"), read_json(run / "provenance.json")
+    test, val = summary.get("test") or {"acc": 0}, summary.get("val") or {}
+    if not isinstance(test, dict) or not isinstance(val, dict) or not isinstance(test.get("acc"), float | int):
+        return "", [f"{run / 'summary.json'} is damaged: this accuracy is not compared with that of the final test"]
     if provenance.get("test") not in (None, metadata["images_sha256"]):
         return "", ["the test images of the run have changed since its final test"] if is_own_data else []
     this_test = (metadata["data_fingerprint"], metadata["num_images"], metadata["tta"])
@@ -154,5 +157,5 @@ def compare_with_final_test(run: Path | None, metadata: Mapping[str, Any], is_ow
     if Path(metadata["model"]) != checkpoint_file(run) or final_test != this_test:
         return "", []
     accuracy = "the same" if test["acc"] == metadata["acc"] else format(test["acc"], ".2%")
-    note = far_above_note(read_json(run / "summary.json").get("val") or {}, metadata)
+    note = far_above_note(val, metadata)
     return f" (the run's final test: {accuracy})", [note]

@@ -1,6 +1,7 @@
 """Measure accuracy and calibration error on corrupted images, made here or of a published set read where it lies."""
 
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -93,7 +94,7 @@ def _open_array(file: Path) -> np.ndarray:
 def measure_robustness(
     settings: tuple[Any, int | None], predictor: Predictor, data: "ImageDataModule", split: str, result: LabeledOutputs
 ) -> dict[str, Any]:
-    """Run the network on corrupted images, the same in each corruption; return the content of robustness.json.
+    """Run the network on corrupted images, the same in each corruption; return the content of its JSON file.
 
     `settings` are `corrupt` and `corrupt_samples`; `result` are the outputs for the images of the split as they are.
     """
@@ -128,7 +129,7 @@ def measure_robustness(
     is_paired = same.min() >= 0 and np.array_equal(result.labels[same], labels[chosen])
     clean = result.is_correct[same] if is_paired else result.is_correct
     groups = result.groups[same] if is_paired and result.groups is not None else None
-    return {"num_all_images": len(labels), **_summarize(outputs, clean, is_paired, groups)}
+    return {"corrupt": settings[0], "num_all_images": len(labels), **_summarize(outputs, clean, is_paired, groups)}
 
 
 def _summarize(outputs: Mapping[Version, Any], clean: np.ndarray, is_paired: bool, groups: Any) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def _mean_interval(values: np.ndarray, lowest: float, groups: np.ndarray | None)
 
 
 def write_robustness(directory: Path, content: Mapping[str, Any]) -> list[str]:
-    """Print a table; write robustness.json (`content`), .csv and .png; return the names of the files."""
+    """Print a table; write `content` to robustness.json, .csv, .png, of a part robustness-PART.*; return the names."""
     from imago.analysis.plots import plot_robustness, save_figure
 
     number = f"{content['num_images']:,} of {content['num_all_images']:,} images, the same in each corruption"
@@ -178,7 +179,16 @@ def write_robustness(directory: Path, content: Mapping[str, Any]) -> list[str]:
         rows += [(name, severity, acc, *interval, error) for severity, acc, interval, error in columns]
     print("", *table_lines(table), sep="\n")
     with report_unwritable(directory, "; choose another directory with output=DIR"):
-        write_json(directory / "robustness.json", content)
-        write_csv(directory / "robustness.csv", rows)
-        save_figure(plot_robustness(content), directory / "robustness.png")
-    return [f"robustness.{suffix}" for suffix in ("json", "csv", "png")]
+        files = [f"{_file_stem(content)}.{suffix}" for suffix in ("json", "csv", "png")]
+        write_json(directory / files[0], content)
+        write_csv(directory / files[1], rows)
+        save_figure(plot_robustness(content), directory / files[2])
+    return files
+
+
+def _file_stem(content: Mapping[str, Any]) -> str:
+    typed, num_images = content["corrupt"], content["num_images"]
+    name = Path(typed).resolve().name if _is_directory(typed) else "+".join(np.atleast_1d(typed).tolist())
+    parts = ["robustness", *([] if typed == "all" else [re.sub(r"[^\w.+-]+", "_", name)])]
+    is_small = num_images < min(_NUM_SAMPLES, content["num_all_images"])
+    return "-".join([*parts, *([f"{num_images}_images"] if is_small else [])])

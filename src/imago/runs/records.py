@@ -57,6 +57,7 @@ class RunRecord:
     test_acc: float | None = None  # of the best checkpoint, in [0, 1]
     test_low: float | None = None  # test_low to test_high: 95 % interval of the test accuracy
     test_high: float | None = None
+    test_tta: str | None = None  # with which views it was tested, None for one view
     # The other metrics of validation in the best epoch and of the test, by their logged names, such as `val/f1`.
     metrics: Mapping[str, float] = field(default_factory=dict)
     num_test_images: int | None = None
@@ -234,7 +235,8 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
     finite = {name: value if _is_finite(value) else None for name, value in numbers.items()}
     metrics = {name: value for name, value in summary_metrics(summary).items() if name not in ("val/acc", "test/acc")}
     tags = ", ".join(_texts(summary.get("tags")))
-    return {"status": status, "reason": reason, "started": started, "tags": tags, "metrics": metrics} | finite
+    texts = {"status": status, "reason": reason, "started": started, "tags": tags, "test_tta": test.get("tta")}
+    return texts | {"metrics": metrics} | finite
 
 
 def _texts(value: Any) -> list[str]:

@@ -77,7 +77,11 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         raise ConfigError("model is not set; type model=RUN or model=FILE.onnx, e.g. model=logs/latest.")
     values = defaults | {key: value for key, value in listed.items() if key in defaults} | typed
     checked = {key: _checked(key, value, defaults[key]) for key, value in values.items() if key not in _SOURCES}
-    return Settings(models, _weights(models, listed.get("weights") or {}), **checked)
+    if checked["max_files"] > checked["max_queue"]:
+        fault = "max_files={max_files} is more than max_queue={max_queue}, the images that may wait; type fewer."
+        raise ConfigError(fault.format(**checked))
+    weights = {} if typed.get("model") else listed.get("weights") or {}  # those of the models of the file
+    return Settings(models, _weights(models, weights), **checked)
 
 
 def check_files(settings: Settings) -> None:
