@@ -52,7 +52,6 @@ def evaluate(cfg: DictConfig) -> float:
     is_own_data = image_source(training_data(run)) == image_source(settings)
     if is_own_data and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
-
     # torch is loaded only now. A damaged file is reported before data is read.
     predictor = load_predictor(file, cfg.accelerator, cfg.tta, cfg.calibrate == "auto", cfg.trust, cfg.threads)
     data: ImageDataModule = build(settings, _recursive_=False)
