@@ -145,7 +145,9 @@ def test_idle_cores_are_those_that_other_processes_leave(
     ("typed", "variable", "num_processes", "num_workers", "threads"),
     [
         ("auto", None, 1, 0, 4),
-        (None, None, 2, 1, 1),
+        ("auto", None, 2, 1, 1),
+        ("auto", " 2 ,1", 1, 0, 2),
+        ("auto", "\u00b2", 1, 0, 4),
         ("auto", None, 8, 0, 1),
         ("auto", "2,1", 2, 0, 2),  # of nested parallel regions
         ("auto", "", 1, 0, 4),
@@ -156,7 +158,7 @@ def test_idle_cores_are_those_that_other_processes_leave(
 def test_threads_are_those_typed_or_of_the_variable_or_a_share_of_the_idle_cores(
     *,
     monkeypatch: pytest.MonkeyPatch,
-    typed: int | str | None,
+    typed: int | str,
     variable: str | None,
     num_processes: int,
     num_workers: int,

@@ -54,11 +54,12 @@ def idle_cores() -> int:
 
 
 def is_thread_setting(threads: object) -> bool:
-    """Return whether a value of the setting `threads` is auto, null (as auto), or a number of 1 or more."""
-    return threads in ("auto", None) or (isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1)
+    """Return whether a value of the setting `threads` is auto, or a number of 1 or more that torch can take."""
+    is_number = isinstance(threads, int) and not isinstance(threads, bool)
+    return threads == "auto" or (is_number and 1 <= threads < 2**15)  # type: ignore[operator]
 
 
-def choose_threads(threads: int | str | None, num_processes: int = 1, num_workers: int = 0) -> int:
+def choose_threads(threads: int | str, num_processes: int = 1, num_workers: int = 0) -> int:
     """Return the number of CPU threads of each process: `threads`, or for auto its share of the idle cores.
 
     A core is left to each of its loader workers. The variable OMP_NUM_THREADS takes the place of auto; of several
@@ -66,8 +67,8 @@ def choose_threads(threads: int | str | None, num_processes: int = 1, num_worker
     """
     if isinstance(threads, int):
         return threads
-    first, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
-    return int(first) if first.isdigit() and int(first) else max(1, idle_cores() // num_processes - num_workers)
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else max(1, idle_cores() // num_processes - num_workers)
 
 
 def _cpu_times() -> CpuTimes:

@@ -21,7 +21,12 @@ def flatten(node: Any, key: str = "") -> dict[str, Any]:
 
 
 def is_same_value(key: str, value: Any, other: Any) -> bool:
-    """Return whether two values of a setting mean the same: 1 is 1.0, but a limit of 1 batch is no share of 1.0."""
+    """Return whether two values of a setting mean the same: 1 is 1.0, but a limit of 1 batch is no share of 1.0.
+
+    A limit of null is 1.0.
+    """
+    if "limit_" in key:
+        value, other = (1.0 if limit is None else limit for limit in (value, other))
     is_limit = key.endswith("_batches") or key.endswith("val_check_interval")
     return bool(value == other) and not (is_limit and isinstance(value, float) != isinstance(other, float))
 

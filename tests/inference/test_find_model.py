@@ -24,7 +24,7 @@ def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
 def test_a_missing_path_is_answered_with_the_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     runs = tmp_path / "logs" / "train"
     for name in ("resnet18_s0", "resnet18_s1", "vit"):
-        (runs / name).mkdir(parents=True)
+        (runs / name / "checkpoints").mkdir(parents=True)
     (runs.parent / "latest").symlink_to("train/deleted")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("imago.inference.find_model.PROJECT_ROOT", tmp_path)
@@ -32,7 +32,7 @@ def test_a_missing_path_is_answered_with_the_nearest_name(tmp_path: Path, monkey
     for typed, end in [
         ("logs/train/resnet18_so", "; did you mean logs/train/resnet18_s[01]?"),
         ("resnet18_s1", "; did you mean logs/train/resnet18_s1?"),
-        ("lgos", "; did you mean logs?"),
+        ("lgos", "."),  # logs/ is no run
         ("logs/train/xyz", "."),
         ("logs/latest", "."),
         ("no/such/vit", "."),

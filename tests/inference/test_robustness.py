@@ -204,9 +204,9 @@ def test_severities_that_a_published_set_lacks_are_no_others(tmp_path: Path, cap
     rows = [(row["corruption"], row["severity"], row["acc"]) for row in csv_rows(tmp_path / "robustness-c.csv")]
     assert rows == [("fog", "5", "1.0"), ("snow", "2", "1.0"), ("snow", "4", "0.5")]
     lines = {line[:4]: line for line in capsys.readouterr().out.splitlines()}
-    columns = [lines["accu"].index(f" {severity} ") for severity in (2, 4, 5)]
-    assert [lines["snow"][at : at + 6].strip() for at in columns] == ["100.0", "50.0", ""]
-    assert [lines["fog "][at : at + 6].strip() for at in columns] == ["", "", "100.0"]
+    ends = [lines["accu"].index(f" {severity} ") + 2 for severity in (2, 4, 5)]  # numbers are aligned right
+    assert [lines["snow"][end - 5 : end].strip() for end in ends] == ["100.0", "50.0", ""]
+    assert [lines["fog "][end - 5 : end].strip() for end in ends] == ["", "", "100.0"]
 
 
 def test_a_part_of_the_corruptions_or_of_the_images_never_replaces_the_results_of_all(tmp_path: Path):

@@ -69,6 +69,13 @@ def test_classes_are_compared_as_in_evaluation(tmp_path: Path):
             trained_on_note(samples, names, train, train_names)
 
 
+def test_classes_that_the_run_has_no_more_are_said_to_be_unknown(root: Path):
+    text = trained_on_note(folder(root, "test"), CLASSES, folder(root), ("a", "other"))
+    assert text.startswith(
+        "whether the run was trained on some of these images is unknown: the dataset has classes that"
+    )
+
+
 def test_datasets_of_different_kinds_are_said_to_be_unknown(root: Path):
     other = LabeledArray(np.zeros((2, 3, 4, 4), np.uint8), np.arange(2), numbered_names("train", 2))
     for samples, train in ((other, folder(root)), (folder(root), other)):

@@ -1,6 +1,7 @@
 """What a run directory contains after a run that finished, failed, was stopped or was resumed."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -110,13 +111,32 @@ def test_a_resume_that_is_refused_leaves_the_records_of_the_run_unchanged(direct
     assert [file.read_bytes() for file in records] == before
 
     def train() -> None:
-        save(again)
+        again.accept()
         raise DataError("a damaged image.")
 
     with pytest.raises(DataError), again.open("seed: 4\n", ["seed=4"], 4):
         train()
     assert (summary(again)["status"], summary(again)["test"]) == ("failed", {"acc": 1.0})
     assert (directory.path / "config.yaml").read_text() == "seed: 4\n"
+
+
+def test_the_records_of_a_refused_resume_that_cannot_be_restored_say_that_it_failed(
+    directory: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with directory.open(*SETTINGS):
+        save(directory)
+    again = RunDirectory(directory.path, tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse() -> None:
+        monkeypatch.setattr("imago.runs.run_directory.atomic_write", full)
+        raise DataError("other data.")
+
+    with pytest.raises(DataError, match="other data"), again.open(*SETTINGS):
+        refuse()
+    assert (summary(again)["status"], summary(again)["reason"]) == ("failed", "other data.")
 
 
 def test_a_run_that_failed_before_its_first_save_is_forgotten(directory: RunDirectory, tmp_path: Path):

@@ -68,6 +68,8 @@ def test_one_batch_is_not_the_share_of_all(name: str):
     one, whole = settings(**{name: 1}), settings(**{name: 1.0})
     with pytest.raises(ConfigError, match=f"^trainer.{name}=1.0 cannot change .*: the run has trainer.{name}=1;"):
         check_unchanged_settings(one, whole, num_epochs_done=1, is_finished=False)
+    null = settings(**{name: None}) if "limit" in name else whole
+    check_unchanged_settings(null, whole, num_epochs_done=1, is_finished=False)
     check_unchanged_settings(
         settings(gradient_clip_val=1), settings(gradient_clip_val=1.0), num_epochs_done=1, is_finished=False
     )

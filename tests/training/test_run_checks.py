@@ -79,6 +79,7 @@ def test_null_limits_are_all_batches(compose: Callable):
     cfg = compose(*(f"trainer.limit_{split}_batches=null" for split in ("train", "val", "test")))
     set_batch_limits(cfg)
     assert [cfg.trainer[f"limit_{split}_batches"] for split in ("train", "val", "test")] == [1.0] * 3
+    set_batch_limits(compose("~trainer.limit_test_batches"))
 
 
 def test_a_batch_larger_than_the_training_set_is_announced(compose: Callable, caplog: pytest.LogCaptureFixture):
@@ -121,6 +122,13 @@ def test_typed_settings_of_splits_that_are_not_drawn_are_named(
     typed = ["data.val_fraction=0.2", "+data.test_fraction=0.1", "data.num_folds=3", "data.root=x"]
     warn_of_unused_splits(typed, data)  # type: ignore[arg-type]
     assert {text.split()[0] for text in caplog.messages} == {f"data.{name}" for name in unused}
+    for plan, text in (
+        (SplitPlan(split_file="a.csv"), "data.split_file has a val split"),
+        (SplitPlan(val_as_test=True), "data.val_as_test=true makes val the test split"),
+    ):
+        caplog.clear()
+        warn_of_unused_splits(typed, SimpleNamespace(random_splits=[], split_plan=plan))  # type: ignore[arg-type]
+        assert text in caplog.text
     caplog.clear()
     warn_of_unused_splits(["data.root=x"], data)  # type: ignore[arg-type]
     assert caplog.messages == []

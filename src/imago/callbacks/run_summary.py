@@ -1,6 +1,7 @@
 """Write the results of training and test to `summary.json`, in rank 0, which may be a forked process."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from imago.callbacks.checkpoints import BestCheckpoint
 from imago.callbacks.monitoring import Speed
 from imago.callbacks.train_metrics import num_steps_done
+from imago.data.sampling import limited_batches
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
 from imago.runs.run_directory import RunDirectory
-from imago.schedule.duration import is_whole_epoch
 from imago.statistics.groups import alike_groups_interval
 from imago.statistics.intervals import wilson_interval
 from imago.task.base import ImageTask
@@ -103,8 +104,8 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
         results["val"] |= {"monitor": best.monitor}
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # of our own
         num_images = len(data.splits.val)
-        num_seen = sum(trainer.num_val_batches) * data.batch_size * trainer.world_size  # at most
-        if is_whole_epoch(trainer.limit_val_batches) or num_seen >= num_images:
+        num_batches = math.ceil(num_images / (data.batch_size * trainer.world_size))
+        if limited_batches(num_batches, trainer.limit_val_batches) == num_batches:
             results["val"] |= _interval(trainer, results["val"], num_images, "val") | {"num_images": num_images}
         epoch = read_checkpoint(Path(best.best_model_path))["epoch"]
         results["best_value"] = float(best.best_model_score)  # type: ignore[arg-type]  # set with the path

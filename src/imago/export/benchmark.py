@@ -167,7 +167,8 @@ def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, split
     tables = benchmark_tables(rows, num_images)
     sections = []
     for threads, table in tables.items():
-        log.info("\n%s\n%s", counted(threads, "CPU thread"), "\n".join(table_lines(table)))
+        lines = table_lines(table, right=range(1, len(table[0])))
+        log.info("\n%s\n%s", counted(threads, "CPU thread"), "\n".join(lines))
         sections += [f"## {counted(threads, 'CPU thread')}", "", *markdown_table(table), ""]
     about = (
         f"{num_images:,} images of {split}. Difference: points of accuracy against the checkpoint, with its paired "

@@ -85,7 +85,7 @@ def _push(name: str, path: Path, is_private: bool) -> None:
     if not get_token():
         raise ConfigError(f"push={name} needs a token of the Hub: run hf auth login, or set HF_TOKEN.")
     rows = sorted((printable(f.relative_to(path)), f"{f.stat().st_size:,}") for f in path.rglob("*") if f.is_file())
-    print(*table_lines([("file", "bytes"), *rows]), sep="\n")
+    print(*table_lines([("file", "bytes"), *rows], right=[1]), sep="\n")
     # OSError, that of the HTTP library for a lost connection, and that of a name or front matter that the Hub refuses.
     errors = (*HfHubHTTPError.__bases__, ValueError)
     try:

@@ -44,8 +44,12 @@ def _nearest(path: Path) -> Path | None:
     names: dict[str, Path] = {}
     for directory in directories:
         with suppress(OSError):  # it does not exist, or cannot be read
-            names |= {entry.name: entry for entry in directory.iterdir() if entry.exists()}  # links may lead nowhere
+            names |= {entry.name: entry for entry in directory.iterdir() if entry.is_file() or _is_run(entry)}
     return next((names[name] for name in get_close_matches(path.name, names, n=1)), None)
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "config.yaml").is_file() or (directory / "checkpoints").is_dir()
 
 
 def _network_problems(run: str | None, ckpt: str | None, accelerator: str) -> Iterator[str]:

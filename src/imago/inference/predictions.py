@@ -80,4 +80,5 @@ def prediction_lines(predictions: Sequence[Prediction]) -> list[str]:
         best, name = f"{prediction.best_classes[0][1]:.2%}", printable(prediction.predicted or _BELOW_THRESHOLD)
         rows.append((image, name, best, "   ".join(notes)))
     more = [f"... and {len(predictions) - _MAX_LISTED:,} more"] if len(predictions) > _MAX_LISTED else []
-    return table_lines(rows, right=[2]) + more
+    width = 4 if any(row[3] for row in rows[1:]) else 3
+    return table_lines([row[:width] for row in rows], right=[2]) + more

@@ -177,7 +177,7 @@ def write_robustness(directory: Path, content: Mapping[str, Any]) -> list[str]:
         table.append([name, *("" if value is None else f"{100 * value:.1f}" for value in cells)])
         columns = zip(*scores.values(), strict=True)
         rows += [(name, severity, acc, *interval, error) for severity, acc, interval, error in columns]
-    print("", *table_lines(table), sep="\n")
+    print("", *table_lines(table, right=range(1, len(table[0]))), sep="\n")
     with report_unwritable(directory, "; choose another directory with output=DIR"):
         files = [f"{_file_stem(content)}.{suffix}" for suffix in ("json", "csv", "png")]
         write_json(directory / files[0], content)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imago.errors import ConfigError
+from imago.errors import ConfigError, DataError
 from imago.files import sha256_of
 
 if TYPE_CHECKING:
     from imago.data.dataset import LabeledArray, LabeledFiles, Samples
+
+_UNKNOWN = "whether the run was trained on some of these images is unknown"
 
 
 def trained_on_note(
@@ -31,12 +33,15 @@ def trained_on_note(
     if isinstance(samples, LabeledFiles) and isinstance(train, LabeledFiles):
         from imago.inference.run_split import match_classes
 
-        labels = match_classes(class_names, train_class_names)[samples.labels]
+        try:
+            labels = match_classes(class_names, train_class_names)[samples.labels]
+        except DataError as error:  # the images of the run have other classes now
+            return f"{_UNKNOWN}: {error}"
         num_same, num_copies = _count_files(samples, labels, train)
     elif isinstance(samples, LabeledArray) and isinstance(train, LabeledArray):
         num_same, num_copies = _count_arrays(samples, train)
     else:
-        return "whether the run was trained on some of these images is unknown: the datasets are of different kinds"
+        return f"{_UNKNOWN}: the datasets are of different kinds"
     if num_same:
         raise ConfigError(
             f"{num_same:,} of these {len(samples):,} images are training images of the run; type data= without them, "

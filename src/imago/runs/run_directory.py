@@ -52,8 +52,7 @@ class RunDirectory:
         self.has_ended = False
         self._start_s = 0.0
         self._is_linked = False
-        self._before: dict[Path, bytes] = {}  # the records of a resumed run
-        self._saves: list[tuple[Path, int]] = []  # its checkpoints and their times
+        self._before: dict[Path, bytes] = {}  # the records of a resumed run, until it is accepted
         self.signals = Signals()
 
     @property
@@ -116,9 +115,7 @@ class RunDirectory:
                 _log.debug("".join(traceback.format_exception(error)))
                 if not self.is_main_process:
                     self.record_failure(error)
-            if self._before and isinstance(exit_error, UserError) and self._saves == self._saved_checkpoints():
-                self._restore_records()
-            else:
+            if not (isinstance(exit_error, UserError) and self._restore_records()):
                 self.write_end(status, reason)
             if status == "stopped":  # only the main process logs
                 again = f"{command('train')} resume={shlex.quote(short_path(self.path))}"
@@ -129,11 +126,19 @@ class RunDirectory:
                 raise
             raise exit_error from None
 
-    def _restore_records(self) -> None:
-        """Write the records of a resumed run as they were: it was refused, or failed before it saved anything new."""
-        for file, content in self._before.items():
-            with atomic_write(file, "wb") as opened:
-                opened.write(content)
+    def accept(self) -> None:
+        """Keep the settings of this resume: until here, an error of the user leaves the records as they were."""
+        self._before = {}
+
+    def _restore_records(self) -> bool:
+        """Write the records of a resumed run that is refused as they were; return whether there were any."""
+        try:
+            for file, content in self._before.items():
+                with atomic_write(file, "wb") as opened:
+                    opened.write(content)
+        except OSError:  # such as a full disk, on which the status can still be written
+            return False
+        return bool(self._before)
 
     def update(self, **entries: Any) -> None:
         """Add entries to `summary.json`; the status of a running run becomes failed if a rank has failed."""
@@ -195,9 +200,8 @@ class RunDirectory:
             for name in ("provenance.json", "summary.json", "metrics.csv"):
                 (self.path / name).unlink(missing_ok=True)
         else:
-            records = [self.path / name for name in ("config.yaml", "provenance.json", "summary.json")]
+            records = [self.path / name for name in ("summary.json", "config.yaml", "provenance.json")]
             self._before = {file: file.read_bytes() for file in records if file.is_file()}
-            self._saves = self._saved_checkpoints()
         clear_failures(self.path)
         remove_partial_files(self.path)
         # First, as it can be overwritten on a full disk, too. A resumed run keeps its results.
@@ -210,9 +214,6 @@ class RunDirectory:
         write_json(file, provenance)
         if any(self.path.glob("checkpoints/*.ckpt")):
             self.link_latest()
-
-    def _saved_checkpoints(self) -> list[tuple[Path, int]]:
-        return [(file, file.stat().st_mtime_ns) for file in sorted(self.path.glob("checkpoints/*.ckpt"))]
 
     def link_latest(self) -> None:
         """Let the link `latest` point to this run, once: when it has a checkpoint."""

@@ -1,7 +1,8 @@
 """Learning-rate schedules: factors on the learning rate as functions of the step, and the schedulers that apply them.
 
-All schedulers take `optimizer`, whose learning rates they multiply, `total_steps`, the optimizer steps of the whole
-run, and `steps_per_epoch`. A duration is given in epochs (may be a fraction) or in optimizer steps; the other is None.
+All schedulers take `optimizer`, whose learning rates they multiply, and those that need them `total_steps`, the
+optimizer steps of the whole run, and `steps_per_epoch`. A duration is given in epochs (may be a fraction) or in
+optimizer steps; the other is None.
 Lightning steps every scheduler after each optimizer step. Step 0 is the first step, `total_steps` - 1 the last one.
 """
 

@@ -186,7 +186,7 @@ def _schedule_problems(cfg: DictConfig) -> Iterator[str]:
 def set_batch_limits(cfg: DictConfig) -> None:
     """Replace limits of null by all batches, and that of training by `overfit_batches`, before they are stored."""
     for split in ("train", "val", "test"):
-        if cfg.trainer[f"limit_{split}_batches"] is None:
+        if cfg.trainer.get(f"limit_{split}_batches", 1.0) is None:
             cfg.trainer[f"limit_{split}_batches"] = 1.0
     if cfg.trainer.get("overfit_batches"):
         cfg.trainer.limit_train_batches = cfg.trainer.overfit_batches

@@ -95,8 +95,11 @@ def warn_of_text_order(class_names: Sequence[str]) -> None:
 def warn_of_unused_splits(typed: Sequence[str], data: ImageDataModule) -> None:
     """Log each setting of the size of a split that was typed, as KEY=VALUE, although the split is not drawn with it."""
     given = [split for split in ("val", "test") if split not in data.random_splits]
-    reasons = {f"data.{split}_fraction": f"the dataset has a {split} split" for split in given}
-    if data.split_plan.fold is None:
+    plan, source = data.split_plan, "data.split_file" if data.split_plan.split_file else "the dataset"
+    reasons = {f"data.{split}_fraction": f"{source} has a {split} split" for split in given}
+    if plan.val_as_test:
+        reasons["data.test_fraction"] = "data.val_as_test=true makes val the test split"
+    if plan.fold is None:
         reasons["data.num_folds"] = "there is no data.fold"
     else:
         reasons["data.val_fraction"] = "data.fold determines val"

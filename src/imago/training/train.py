@@ -19,7 +19,7 @@ from imago.training.checks import check_settings, set_batch_limits
 from imago.training.resume import check_run_directory, store_absolute_paths
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
 
     from imago.data.datamodule import ImageDataModule
 
@@ -73,7 +73,6 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     import torch
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    from imago.inference.load import check_compatible
     from imago.inference.run_split import images_digest
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
@@ -91,10 +90,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     _store_provenance(data, trainer, directory, commands)
     _prepare_data(data, trainer)
     measure_pruned(pruned, task, data, trainer, directory)
-    last = None
-    if cfg.resume is not None:
-        last = resolve_checkpoint(directory.path, "last")
-        log.info("continued after %s\n", counted(check_compatible(last, task), "optimizer step"))
+    last = _checked_state(cfg, task, directory)
     with one_line_for_misconfiguration():
         trainer.fit(task, datamodule=data, ckpt_path=last)
     directory.signals.raise_if_received()
@@ -113,6 +109,18 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
         trust = packages_to_trust(built_settings(cfg, task))
         log.info("\n%s", end_lines(directory.summary, directory.path, extension, commands, trust))
     return directory.summary.get("best_value", float("nan"))
+
+
+def _checked_state(cfg: DictConfig, task: "LightningModule", directory: RunDirectory) -> Path | None:
+    """Return the checkpoint that a resumed run continues from; None for a new run."""
+    from imago.inference.load import check_compatible
+
+    last = None
+    if cfg.resume is not None:
+        last = resolve_checkpoint(directory.path, "last")
+        log.info("continued after %s\n", counted(check_compatible(last, task), "optimizer step"))
+    directory.accept()
+    return last
 
 
 def _prepare_data(data: "ImageDataModule", trainer: "Trainer") -> None:
