@@ -69,8 +69,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for file in images:
         Image.fromarray(draws.integers(0, 256, (30, 40, 3), np.uint8)).save(file)
     runs = []
+    config = {"data": {"_target_": "imago.data.file_datamodule.ImageFolderDataModule", "root": f"{folder}/images"}}
+    times = {"train": 6.0, "data_wait": 0.5, "val": 1.0}
     for name, noise in (("first", 0.2), ("second", 0.4)):
-        run = make_run(folder / "train" / name, lr=noise, time_s={"train": 6.0, "data_wait": 0.5, "val": 1.0})
+        run = make_run(folder / "train" / name, lr=noise, config=config, time_s=times)
         predicted = np.where(draws.random(400) < noise, draws.integers(0, 12, 400), labels)
         probability = draws.uniform(0.1, 1, 400).tolist()
         make_evaluation(run, labels.tolist(), predicted.tolist(), probability, images, NAMES)
