@@ -136,6 +136,7 @@ class Fixed(nn.Sequential):
         self(torch.zeros(1, 3, 8, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "message"),
     [

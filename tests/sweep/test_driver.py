@@ -178,6 +178,7 @@ def test_trials_in_parallel_give_the_same_values(new_driver):
     assert run(new_driver(*arguments, name="a", parallel=3)) == run(new_driver(*arguments, name="b"))
 
 
+@pytest.mark.slow
 def test_the_pruner_stops_a_run_that_lags_behind(new_driver, fake_project: Path):
     pruner = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1}
     driver = new_driver("lr=0.1,0.9", *SLOW, pruner=pruner)
@@ -188,6 +189,7 @@ def test_the_pruner_stops_a_run_that_lags_behind(new_driver, fake_project: Path)
     assert (fake_project / "x/1/checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_a_stop_signal_stops_the_run_and_the_next_start_continues_it(new_driver, fake_project: Path):
     driver = new_driver("lr=0.1,0.2", *SLOW)
     timer = threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGTERM))

@@ -146,6 +146,7 @@ def test_a_node_with_another_run_of_that_name_does_not_see_the_run_directory(com
     assert f"does not see {own} of node 0" in errors[0]
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_come_and_one_that_reaches_nobody_end_at_the_timeout(compose, tmp_path: Path):
     alone = Node(0, compose(), tmp_path, free_port(), seconds=2)
     unheard = Node(1, compose(), tmp_path, free_port(), seconds=2)
