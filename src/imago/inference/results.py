@@ -147,8 +147,11 @@ def compare_with_final_test(run: Path | None, metadata: Mapping[str, Any], is_ow
     if run is None or metadata["split"] != "test":
         return "", []
     summary, provenance = read_json(run / "summary.json"), read_json(run / "provenance.json")
-    test, val = summary.get("test") or {"acc": 0}, summary.get("val") or {}
-    if not isinstance(test, dict) or not isinstance(val, dict) or not isinstance(test.get("acc"), float | int):
+    test, val = summary.get("test") or {}, summary.get("val") or {}
+    is_readable = (
+        isinstance(test, dict) and isinstance(val, dict) and (not test or isinstance(test.get("acc"), float | int))
+    )
+    if not is_readable:
         return "", [f"{run / 'summary.json'} is damaged: this accuracy is not compared with that of the final test"]
     if provenance.get("test") not in (None, metadata["images_sha256"]):
         return "", ["the test images of the run have changed since its final test"] if is_own_data else []
