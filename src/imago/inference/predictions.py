@@ -78,7 +78,7 @@ def prediction_lines(predictions: Sequence[Prediction]) -> list[str]:
         notes += [f"{level} % set: {', '.join(map(printable, members))}"] if 0 < len(members) <= _MAX_SET else []
         notes += ["unlike the training images"] if (prediction.score or 0) < 0 else []
         best, name = f"{prediction.best_classes[0][1]:.2%}", printable(prediction.predicted or _BELOW_THRESHOLD)
-        rows.append((image, name, best, "   ".join(notes)))
+        rows.append((image, name, best, "   ".join(filter(None, notes))))
     more = [f"... and {len(predictions) - _MAX_LISTED:,} more"] if len(predictions) > _MAX_LISTED else []
     width = 4 if any(row[3] for row in rows[1:]) else 3
     return table_lines([row[:width] for row in rows], right=[2]) + more
