@@ -24,6 +24,15 @@ TREE = {
     "optimizer/sgd.yaml": "{lr: 0.1, momentum: 0.9}",
     "trainer/default.yaml": "{max_epochs: 5, devices: 1, precision: auto, limit_train_batches: 1.0}",
     "experiment/good.yaml": "# @package _global_\n{defaults: [{override /optimizer: sgd}], optimizer: {lr: 0.3}}",
+    "experiment/mistyped.yaml": """
+        # @package _global_
+        defaults: [{override /optimizer: sgd}, {override /model: resnet50}]
+        seed: 1.5
+        data: {root: 5, batch_size: 8.0, val_fraction: 1}
+        optimizer: {momentum: [0.9], betas: none}
+        model: {weights: null, depth: '${seed}'}
+        trainer: {max_epochs: null, limit_train_batches: 3}
+    """,
 }
 
 
@@ -32,7 +41,7 @@ def config_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("configs")
     for name, text in TREE.items():
         (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_text(textwrap.dedent(text))
+        (directory / name).write_text(textwrap.dedent(text).lstrip())
     return directory
 
 

@@ -4,6 +4,8 @@ import re
 from types import NoneType
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -12,13 +14,14 @@ from imago.cli.overrides import (
     PATH_KEYS,
     accepted_types,
     check_complete,
+    check_experiment_types,
     check_group_choices,
     check_types,
     compose_defaults,
     quote_paths,
 )
 from imago.errors import ConfigError
-from imago.paths import PROJECT_ROOT
+from imago.paths import PROJECT_ROOT, register_resolvers
 
 SPECIAL_NAMES = [
     *("a b", "a,b", "a=b", "[a]", "{a: b}", "it's", 'say "hi"', "IMG (1).jpg", "Blüten/é", "50%", "a#b", "x\\", '\\"'),
@@ -102,6 +105,10 @@ def test_a_comma_separates_paths_in_a_sweep_unless_it_is_quoted(typed: str, valu
 
 # Types
 
+SHIPPED_EXPERIMENTS = sorted((PROJECT_ROOT / "configs").glob("experiment/*.yaml")) + sorted(
+    (PROJECT_ROOT / "configs").glob("debug/*.yaml")
+)
+
 
 @pytest.mark.parametrize(
     "problems",
@@ -157,6 +164,27 @@ def test_types_come_from_the_chosen_option_and_the_experiment(loader):
     check(loader, "optimizer=sgd", "optimizer.momentum=0.5")
     with pytest.raises(ConfigError, match=r"optimizer\.momentum=big: .*default: 0\.9"):
         check(loader, "experiment=good", "optimizer.momentum=big")
+
+
+def test_values_of_an_experiment_have_the_types_of_the_groups_that_it_overrides(loader):
+    check_experiment_types(compose(loader, "experiment=good"), loader, "main")
+    check_experiment_types(compose(loader, "data=folder"), loader, "main")
+    with pytest.raises(ConfigError) as caught:
+        check_experiment_types(compose(loader, "experiment=mistyped"), loader, "main")
+    source = "It is set by experiment=mistyped."
+    assert set(str(caught.value).splitlines()) == {
+        f"seed=1.5: expected a whole number (default: 0), got a number. {source}",
+        f"data.root=5: expected text or null (default: null), got a whole number. {source}",
+        f"data.batch_size=8.0: expected a whole number (default: 32), got a number. {source}",
+        f"optimizer.momentum=[0.9]: expected a number (default: 0.9), got a list. {source}",
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED_EXPERIMENTS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_the_shipped_experiments_have_values_of_fitting_types(path):
+    register_resolvers()
+    loader = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs")))
+    check_experiment_types(compose_defaults(loader, "train", [f"{path.parent.name}={path.stem}"]), loader, "train")
 
 
 # serve.yaml is read without Hydra, see `imago.serve.settings`.

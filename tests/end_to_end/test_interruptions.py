@@ -128,6 +128,18 @@ def test_a_finished_run_has_nothing_to_do_and_an_extended_one_keeps_its_best_sco
     assert summary(run)["val"]["acc"] >= max(float(row["val/acc"]) for row in curves(whole(1)) if row["val/acc"])
 
 
+def test_a_limit_below_what_a_killed_run_has_done_is_refused(runs: WarmRuns):
+    runs.run(*TINY, "run_name=long", "+callbacks.broken={_target_: interruptions.Kill, step: 7}", expect=-9)
+    run = runs.logs / "train" / "long"
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    for limit, done in (("max_epochs=1", 2), ("max_steps=5", 6)):
+        refused = runs.run(f"resume={run}", "callbacks.broken=null", f"trainer.{limit}", expect=2)
+        assert f"trainer.{limit} is less than the {done} that this run has done; type more." in refused.stderr
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.suffix != ".log"} == {
+        file: text for file, text in before.items() if file.suffix != ".log"
+    }
+
+
 def test_auto_starts_resumes_and_restarts_a_run_without_a_checkpoint(runs: WarmRuns, whole):
     named = ("run_name=auto", "resume=auto")
     killed = "+callbacks.broken={_target_: interruptions.Kill, step: 1}"

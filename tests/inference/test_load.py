@@ -22,7 +22,7 @@ from imago.runs.checkpoint import read_checkpoint, write_checkpoint
 SAVED: dict[str, Any] = {
     "imago": {"schema": 2},
     **{"epoch": 1, "global_step": 3, "pytorch-lightning_version": "2.6.6"},
-    "loops": {},
+    "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 3}}}},
     "callbacks": {},
     "lr_schedulers": [],
     "optimizer_states": [],

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from imago.cli.arguments import accept_arguments
 from imago.cli.messages import explain_composition_error
-from imago.cli.overrides import check_complete, check_group_choices, check_types, compose, compose_defaults, quote_paths
+from imago.cli.overrides import (
+    check_complete,
+    check_experiment_types,
+    check_group_choices,
+    check_types,
+    compose,
+    compose_defaults,
+    quote_paths,
+)
 from imago.cli.resume import check_saved_outputs, check_saved_settings, is_group_choice, override_key, resume_arguments
 from imago.errors import ConfigError, UserError
 from imago.instantiate import to_plain
@@ -126,7 +134,9 @@ class _Job:
             own_settings, run_dir = to_plain(own, resolve=False), Path(cfg.resume)
             check_saved_settings(to_plain(cfg), own_settings, run_dir, cfg.trust)
             check_saved_outputs(to_plain(cfg, resolve=False), own_settings, run_dir)
-        check_types(cfg, compose_defaults(loader, name, [*overrides["hydra"], *typed]), typed)
+        defaults = compose_defaults(loader, name, [*overrides["hydra"], *typed])
+        check_types(cfg, defaults, typed)
+        check_experiment_types(defaults, loader, name, overrides["hydra"])
 
 
 def run_command(command: str) -> None:

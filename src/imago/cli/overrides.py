@@ -106,7 +106,6 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
         ConfigError: one line for each setting of another type.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
 
     problems: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -116,14 +115,44 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
         # `optimizer={lr: 1}` sets optimizer.lr; a reference to another setting may have any type.
         raw = {typed: override.value(), **flatten(override.value(), typed)}
         for key in [key for key, value in raw.items() if "${" not in str(value)]:
-            default, value = (
-                to_plain(OmegaConf.select(tree, key, default=_ABSENT, throw_on_resolution_failure=False), resolve=False)
-                for tree in (defaults, config)
-            )
+            default, value = _select(defaults, key), _select(config, key)
             types = argument_types(config, key) if default is _ABSENT else accepted_types(key) or (type(default),)
             problems += _type_problems(key, default, value, types)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def check_experiment_types(
+    config: "DictConfig", loader: "ConfigLoaderImpl", config_name: str, hydra_overrides: Iterable[str] = ()
+) -> None:
+    """Compare the type of each value of `experiment` and `debug` with that of the group that it overrides.
+
+    `config` is composed by `compose_defaults`, without typed values. `hydra_overrides` may name further directories.
+
+    Raises:
+        ConfigError: one line for each setting of another type.
+    """
+    choices = config.hydra.runtime.choices
+    overriding = [group for group in ("experiment", "debug") if choices.get(group)]
+    if not overriding:
+        return
+    others = [group for group in choices if choices[group] and not re.search("[@/]|^(experiment|debug)$", group)]
+    defaults = compose(loader, config_name, [*hydra_overrides, *(f"{group}={choices[group]}" for group in others)])
+    problems: list[str] = []
+    for key, value in flatten(to_plain(config, resolve=False)).items():
+        default = _select(defaults, key)
+        if default is not _ABSENT and "${" not in str(value):
+            problems += _type_problems(key, default, value, accepted_types(key) or (type(default),))
+    if problems:
+        source = " or ".join(f"{group}={choices[group]}" for group in overriding)
+        raise ConfigError("\n".join(f"{problem} It is set by {source}." for problem in problems))
+
+
+def _select(config: "DictConfig", key: str) -> Any:
+    from omegaconf import OmegaConf
+
+    found = OmegaConf.select(config, key, default=_ABSENT, throw_on_resolution_failure=False)
+    return to_plain(found, resolve=False)
 
 
 def compose_defaults(loader: "ConfigLoaderImpl", config_name: str, overrides: Iterable[str]) -> "DictConfig":

@@ -32,8 +32,9 @@ _PREPROCESS = {"size": 0, "resize": 0, "crop": "", "mean": [0.0, 0.0, 0.0], "std
 _HPARAMS = {"net": {"_target_": ""}, "class_names": [], "preprocess": _PREPROCESS}
 _OPTIONAL_HPARAMS: dict[str, Any] = {"metrics": {}, "output_names": [], "predicts_classes": True}
 _TRAINING_STATE: dict[str, Any] = {
-    **{"epoch": 0, "global_step": 0, "pytorch-lightning_version": "", "state_dict": {}, "loops": {}, "callbacks": {}},
+    **{"epoch": 0, "global_step": 0, "pytorch-lightning_version": "", "state_dict": {}, "callbacks": {}},
     **{"optimizer_states": [], "lr_schedulers": [], "hyper_parameters": {}},
+    "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 0}}}},
 }
 _BUILD_ERRORS = (ConfigError, TypeError, ValueError, RuntimeError, MemoryError)  # of a class with saved arguments
 _NET_PREFIX = "net."  # of the network's keys in a checkpoint of the task
@@ -205,10 +206,10 @@ def _hyper_parameters(checkpoint: Mapping[str, Any], file: Path) -> dict[str, An
     return hparams
 
 
-def check_compatible(file: Path, task: "LightningModule") -> int:
+def check_compatible(file: Path, task: "LightningModule") -> tuple[int, int]:
     """Check that a run can resume from `last.ckpt`, before Lightning loads it; `task` gets its weights.
 
-    Return the number of optimizer steps that the run has taken.
+    Return the number of epochs that the run has finished, and of optimizer steps that it has taken.
 
     Raises:
         DataError: if it is damaged, or has another network or other classes.
@@ -231,7 +232,7 @@ def check_compatible(file: Path, task: "LightningModule") -> int:
         net = task.hparams["net"]
         network = net["_target_"] if isinstance(net, Mapping) else type(task).__name__
         _load_weights(task, saved["state_dict"], file, network)
-    return saved["global_step"]
+    return saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], saved["global_step"]
 
 
 def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:

@@ -163,19 +163,29 @@ def check_unchanged_settings(
         for key in changed
         if key.endswith("._target_") or not key.startswith(changed_groups)
     ]
-    done = {"max_epochs": num_epochs_done, "max_steps": num_steps_done}
-    limits = {name: limit for name in done if (limit := settings["trainer"].get(name) or -1) > 0}
-    if too_low := [name for name, limit in limits.items() if limit < done[name]]:
-        name = too_low[0]
-        problems.append(
-            f"trainer.{name}={limits[name]} is less than the {done[name]} that this run has done; type more."
-        )
     if problems:
         raise ConfigError("\n".join(problems))
-    reached = [name for name, limit in limits.items() if limit == done[name]]
+    done = {"max_epochs": num_epochs_done, "max_steps": num_steps_done}
+    reached = reached_limits(settings["trainer"], **done)
     if is_finished and (reached or not any(key.startswith(("trainer.max_", "callbacks.")) for key in different)):
         name = next(iter(reached), "max_epochs")
         raise NothingToDo(
             f"resume={settings['resume']}: nothing is left to do, this run has finished with "
             f"trainer.{name}={done[name]}; trainer.{name}={2 * done[name]} extends it."
         )
+
+
+def reached_limits(trainer: Mapping[str, Any], max_epochs: int, max_steps: int) -> list[str]:
+    """Return which limits of a trainer's settings are what a run has done, `max_epochs` epochs and `max_steps` steps.
+
+    Raises:
+        ConfigError: if a limit is less.
+    """
+    done = {"max_epochs": max_epochs, "max_steps": max_steps}
+    limits = {name: limit for name in done if (limit := trainer.get(name) or -1) > 0}
+    for name, limit in limits.items():
+        if limit < done[name]:
+            raise ConfigError(
+                f"trainer.{name}={limit} is less than the {done[name]} that this run has done; type more."
+            )
+    return [name for name, limit in limits.items() if limit == done[name]]

@@ -16,7 +16,7 @@ from imago.resources import first_cpu_times
 from imago.runs.run_directory import RunDirectory
 from imago.text import counted
 from imago.training.checks import check_settings, set_batch_limits
-from imago.training.resume import check_run_directory, store_absolute_paths
+from imago.training.resume import check_run_directory, reached_limits, store_absolute_paths
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -118,7 +118,9 @@ def _checked_state(cfg: DictConfig, task: "LightningModule", directory: RunDirec
     last = None
     if cfg.resume is not None:
         last = resolve_checkpoint(directory.path, "last")
-        log.info("continued after %s\n", counted(check_compatible(last, task), "optimizer step"))
+        num_epochs, num_steps = check_compatible(last, task)
+        reached_limits(cfg.trainer, num_epochs, num_steps)
+        log.info("continued after %s\n", counted(num_steps, "optimizer step"))
     directory.accept()
     return last
 
