@@ -199,6 +199,9 @@ def test_a_split_file_names_the_images_of_a_dataset_by_absolute_or_relative_path
         "train": (f"{prefix}a.jpg", f"{prefix}c d.jpg"),
         "val": (f"{prefix}b.jpg",),
     }
+    twice = rows_by_dataset_name(read_list(listed(tmp_path, f"{text}{root}/a.jpg,ants,val\n")), root, found.names)
+    with pytest.raises(DataError, match=r"line 5: .*a\.jpg is listed in a line before; delete the line\.$"):
+        assign_splits({"train": found}, twice, CLASSES)
 
 
 def test_files_of_a_list_have_labels_sizes_and_times_in_its_order(tmp_path: Path):

@@ -139,8 +139,10 @@ def assign_splits(
     indices = []
     for row, label in zip(rows, _labels(rows, class_names), strict=True):
         if row.name not in index_by_name:
-            fault = f"{printable(row.name)} is not among the images of the dataset"
-            raise DataError(f"{row.location}: {fault}; delete the line.")
+            fault = (
+                "is listed in a line before" if row.name in images.names else "is not among the images of the dataset"
+            )
+            raise DataError(f"{row.location}: {printable(row.name)} {fault}; delete the line.")
         indices.append(index_by_name.pop(row.name))
         true_label = images.labels[indices[-1]]
         if label != true_label:
