@@ -76,7 +76,7 @@ to register: training, resume, eval, predict, export and report work with it.
 
 def name_other_files(_app: object, _docname: str, source: list[str]) -> None:
     """Turn links to files that are no pages into their names."""
-    source[0] = re.sub(r"\[([^\]]+)\]\(((?:\.\./|serving/)[\w./-]+|[\w-]+\.sbatch)\)", _name_of_file, source[0])
+    source[0] = re.sub(r"(?<!!)\[([^\]]+)\]\(((?:\.\./|serving/)[\w./-]+|[\w-]+\.sbatch)\)", _name_of_file, source[0])
 
 
 _PAGES = {"../CONTRIBUTING.md": "recipes.md", "../configs": "settings.md"}  # made from these files

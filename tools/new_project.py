@@ -1,8 +1,8 @@
 """Copy this template to a new project with a name of its own: `make new NAME=birdnet DIR=../birdnet`.
 
-All tracked files are copied as they are now, except the measured results of the template and its comparison with
-others. The package, its title, environment variables and file names get the new name, and the directory becomes a git
-repository with one commit. `make test-fast` passes there.
+All tracked files are copied as they are now, except the stored results of the benchmarks and the comparison with other
+templates. The package, its title, environment variables and file names get the new name, and the directory becomes a
+git repository with one commit. `make test-fast` passes there.
 """
 
 import importlib.util
@@ -80,12 +80,12 @@ def renamed(path: str, text: str, name: str) -> str:
     """Return the text of a file with the new name and without what is about the template itself."""
     if path == "README.md":
         text = re.sub(r"## Compared\n.*?(?=## Results\n)", "", text, flags=re.DOTALL)
-        text = re.sub(r"## Who should not use it\n.*?(?=MIT license)", "", text, flags=re.DOTALL)
+        text = re.sub(r"Differences paired over .*?(?=MIT license)", "", text, flags=re.DOTALL)
     if path == "docs/index.md":
-        text = text.replace(
-            "| compare it with other templates | [Comparison](comparison.md), [Results](results.md) |\n", ""
-        )
-        text = text.replace("\ncomparison\n", "\n")
+        text = text.replace("[Comparison](comparison.md), ", "").replace("\ncomparison\n", "\n")
+    if path.startswith("docs/"):
+        text = re.sub(r"!\[[^]]*\]\(\.\./benchmarks/results/.*?\)\n\n", "", text)
+        text = re.sub(r"\[([^]]*)\]\(\.\./benchmarks/results/.*?\)", r"\1", text)
     if path == "pyproject.toml" and len(name) > len(OLD_NAME):
         text = text.replace("ignore = [\n", 'ignore = [\n    "E501",  # comments that became longer with the name\n', 1)
     if path in ("LICENSE", "requirements.lock"):

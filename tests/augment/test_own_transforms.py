@@ -33,12 +33,6 @@ def samples(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 100, (count, 3, 8, 6), dtype=np.uint8)
 
 
-@pytest.fixture
-def any_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow targets of torchvision."""
-    monkeypatch.setattr("imago.instantiate.ALLOWED_TARGETS", ("torchvision.*", "imago.*"), raising=False)
-
-
 def states() -> tuple[bytes, Any, Any]:
     return torch.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), random.getstate()
 
@@ -118,7 +112,6 @@ def apply(nodes: list[Any], key: tuple[int, int, int] = (0, 0, 0), **settings: A
 
 
 @pytest.mark.parametrize("name", ["MixUp", "CutMix"])
-@pytest.mark.usefixtures("any_target")
 def test_num_classes_is_filled_in_and_labels_become_soft(name: str):
     before = states()
     images, labels = apply([{"_target_": f"{V2}.{name}"}])
@@ -132,7 +125,6 @@ def test_num_classes_is_filled_in_and_labels_become_soft(name: str):
     assert len({image.numpy().tobytes() for image in (images, *others)}) == 4
 
 
-@pytest.mark.usefixtures("any_target")
 def test_a_typed_number_of_classes_is_kept_and_mixed_labels_can_be_mixed_again():
     assert apply([{"_target_": f"{V2}.MixUp", "num_classes": 5}])[1].shape == (8, 5)
     images, labels = apply([{"_target_": f"{V2}.CutMix"}], mixup_alpha=0.4)
@@ -180,7 +172,7 @@ def test_an_item_that_is_no_node_is_refused(name: str, value: Any):
         Augment(**{name: value})
 
 
-def test_transforms_are_built_once_and_only_when_used(any_target: None):
+def test_transforms_are_built_once_and_only_when_used():
     Augment(extra=[{"_target_": "torchvision.nothing.Like"}])
     augment = Augment(extra=[{"_target_": f"{V2}.RandomInvert", "p": 1.0}])
     images = samples(2)

@@ -65,7 +65,7 @@ def test_ratios_are_those_of_the_rounds(gpu: ModuleType):
 
 def test_the_time_limits_of_the_steps_leave_some_for_the_last(gpu: ModuleType):
     assert set(gpu.LIMITS_S) == set(STEPS) - {"resnet18"}
-    assert sum(gpu.LIMITS_S.values()) < 580 < 600
+    assert sum(gpu.LIMITS_S.values()) < 580  # the default of --limit-s
 
 
 def test_a_package_that_is_not_locked_is_refused_before_anything_is_downloaded():

@@ -29,3 +29,6 @@ def test_the_plot_is_drawn_from_stored_results(script, tmp_path: Path):
     streaming.draw({"quality": {"cases": cases}, "growth": rows}, tmp_path / "plot.png")
     image = np.asarray(Image.open(tmp_path / "plot.png"))
     assert image.shape[:2] == (380, 1300)
+    is_colored = np.ptp(image[..., :3].astype(int), axis=2) > 50  # points and curves; text, axes and grid are gray
+    assert is_colored[:, :650].sum() > 100
+    assert is_colored[:, 650:].sum() > 100

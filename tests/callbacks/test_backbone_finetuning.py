@@ -1,4 +1,4 @@
-"""Which layers train in which epoch, at which learning rate; `tests/task/test_classification.py` resumes such a run."""
+"""Which layers train in which epoch, at which learning rate."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -154,6 +154,9 @@ def test_settings_in_the_state_of_a_callback_are_those_typed_last_and_others_sta
 def test_an_optimizer_with_several_kinds_of_state_is_resumed_to_the_same_weights(compose, tmp_path, optimizer: tuple):
     settings = ("schedule=constant", "optimizer.lr=0.01", *optimizer)
     fit(compose, tmp_path / "parts", "trainer.max_epochs=1", *settings)
+    assert (
+        read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.ckpt")["epoch"] == 0
+    )  # the second one continues it
     states = [
         fit(compose, tmp_path / name, "trainer.max_epochs=2", *settings).lightning_module.state_dict()
         for name in ("parts", "whole")

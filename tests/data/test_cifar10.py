@@ -70,6 +70,10 @@ def test_images_and_labels_equal_those_of_torchvision(splits, real_data):
     assert tuple(official.classes) == CLASS_NAMES
     np.testing.assert_array_equal(splits.test.labels, official.targets)
     np.testing.assert_array_equal(splits.test.images.transpose(0, 2, 3, 1), official.data)
+    official = CIFAR10(str(real_data), train=True)
+    wanted = Counter((image.tobytes(), label) for image, label in zip(official.data, official.targets, strict=True))
+    parts = [(part.images.transpose(0, 2, 3, 1), part.labels.tolist()) for part in (splits.train, splits.val)]
+    assert wanted == Counter((image.tobytes(), label) for part in parts for image, label in zip(*part, strict=True))
 
 
 @pytest.mark.needs_data

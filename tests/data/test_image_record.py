@@ -107,7 +107,7 @@ def test_a_bad_file_has_its_reason_and_an_empty_record(tmp_path: Path, content: 
     assert record == np.zeros(1, IMAGE_RECORD_DTYPE)[0]
 
 
-def test_an_animation_that_is_cut_after_its_first_frame_is_a_plain_image(tmp_path: Path):
+def test_of_an_animation_that_is_cut_after_its_first_frame_that_frame_is_examined(tmp_path: Path):
     """Pillow decodes the first frame, and fails in various ways when asked whether there are more."""
     frames = [Image.fromarray(photo(seed)).quantize(16) for seed in range(3)]
     whole = tmp_path / "whole.gif"
@@ -116,7 +116,10 @@ def test_an_animation_that_is_cut_after_its_first_frame_is_a_plain_image(tmp_pat
     for length in range(len(data) // 4, len(data), 7):
         (tmp_path / "cut.gif").write_bytes(data[:length])
         record, error = examine_file(tmp_path / "cut.gif")
-        readable += not error
+        if not error:
+            readable += 1
+            assert (record["width"], record["height"]) == frames[0].size
+            np.testing.assert_array_equal(record["thumbnail"], examine_file(whole)[0]["thumbnail"])
     assert readable > 10
     record, _ = examine_file(whole)
     assert record["kinds"] & 1 << KINDS.index("animated")

@@ -94,7 +94,7 @@ def test_scores_are_those_of_the_corrupted_pixels_in_any_batches():
     assert low < found["mean_corrupted_acc"] < high
 
 
-def test_a_part_has_the_classes_in_their_shares_and_equals_these_images_in_the_whole():
+def test_a_part_has_the_classes_in_their_shares_and_the_accuracy_of_the_whole():
     found = measure("brightness", LABELS, num_samples=20)
     assert (found["num_images"], found["num_all_images"]) == (20, 40)
     whole = measure("brightness", LABELS)

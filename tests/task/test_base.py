@@ -210,9 +210,6 @@ MIXING = (
 def test_soft_labels_and_class_weights_never_sync(compose, tmp_path: Path, weight: str):
     cfg = compose("data=shapes", *SMALL, *MIXING, f"loss.weight={weight}", f"trainer.log_every_n_steps={LOG_EVERY}")
     assert_quiet(count_steps(cfg, tmp_path, class_counts=[32] * 10))
-    rows = csv_rows(tmp_path / "metrics.csv")
-    (accuracy,) = (float(row["train/acc"]) for row in rows if row["train/acc"])
-    assert 0 <= accuracy <= 1
 
 
 def test_averaging_weights_never_syncs(compose, tmp_path: Path):

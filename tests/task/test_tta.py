@@ -85,6 +85,9 @@ def test_a_probability_that_rounds_to_zero_has_a_finite_logarithm():
     assert predict_with_tta(lambda images: torch.tensor([[0.0, -1e4]]), image(), "flip").isfinite().all()
 
 
-@pytest.mark.parametrize("tta", TTA_MODES)
-def test_every_name_that_the_check_accepts_is_implemented(tta: str):
-    assert predict_with_tta(RecordingNet(), image(), tta).shape == (1, 2)
+def test_every_name_that_the_check_accepts_has_its_number_of_views():
+    nets = {tta: RecordingNet() for tta in TTA_MODES}
+    for tta, net in nets.items():
+        predict_with_tta(net, image() / 10, tta)  # two views are not clear
+    num_views = {tta: len(net.inputs) for tta, net in nets.items()}
+    assert num_views == {"none": 1, "flip": 2, "flip_shift": 6, "flip_shift_unsure": 6}

@@ -1,5 +1,6 @@
 """A project of another name is made from this one, and its tests pass."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,11 @@ def test_a_new_project_has_its_own_name_and_its_tests_pass(tmp_path: Path):
     assert [file for file in texts if "imago" in file.read_text().lower() and file.name not in own] == []
     assert (project / "README.md").read_text().startswith("# birdnet\n")
     assert not (project / "benchmarks" / "results").exists()
+    pages = [project / "README.md", project / "CONTRIBUTING.md", *(project / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)#\s]+)", page.read_text())]
+    made = {"recipes.md", "settings.md"}  # by docs/conf.py
+    assert len(links) > 50
+    assert [link for page, link in links if not (page.parent / link).exists() and link not in made] == []
     for lint in (["check", "--quiet"], ["format", "--quiet", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *lint, "."], cwd=project, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
