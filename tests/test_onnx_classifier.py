@@ -254,6 +254,19 @@ def test_a_graph_that_fails_while_it_runs_is_one_line(tmp_path: Path):
         classifier.predict(samples(3))
 
 
+def test_a_graph_that_returns_fewer_rows_than_images_is_one_line(tmp_path: Path):
+    model = build_model()
+    node = next(node for node in model.graph.node if "probabilities" in node.output)
+    node.output[0] = "all_rows"
+    mean = helper.make_node("ReduceMean", ["all_rows", "axis"], ["probabilities"], keepdims=1)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axis"))
+    model.graph.node.append(mean)
+    classifier = OnnxClassifier(save(model, tmp_path))
+    classifier.predict(samples(1))
+    with pytest.raises(DataError, match=r"model\.onnx returns 3 rows of logits and 1 of probabilities for 3 images; "):
+        classifier.predict(samples(3))
+
+
 def run_other_graph(model: onnx.ModelProto) -> None:
     inner = helper.make_graph([helper.make_node("Identity", ["floats"], ["out"])], "branch", [], [])
     model.graph.node.append(helper.make_node("If", ["flag"], ["more"], then_branch=inner, else_branch=inner))

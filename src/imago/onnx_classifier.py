@@ -105,7 +105,7 @@ class OnnxClassifier:
 
         Raises:
             ValueError: images of another shape or type.
-            DataError: the graph fails.
+            DataError: the graph fails, or returns another number of rows.
         """
         self.preprocess.check_batch(images)
         try:
@@ -113,6 +113,9 @@ class OnnxClassifier:
         except Exception as error:  # as in `_start_session`
             fault = f"fails for {len(images)} images ({first_line(error)})"
             raise DataError(f"{self._path} {fault}; {_HOW_TO_EXPORT}.") from error
+        if {len(logits), len(probabilities)} != {len(images)}:
+            found = f"{len(logits)} rows of logits and {len(probabilities)} of probabilities"
+            raise DataError(f"{self._path} returns {found} for {len(images)} images; {_HOW_TO_EXPORT}.")
         return logits, probabilities
 
     def _check_graph(self, path: Path) -> None:

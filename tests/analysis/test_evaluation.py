@@ -99,6 +99,14 @@ def test_images_that_are_not_files_come_from_mistakes_npz(tmp_path: Path):
     assert (saved[0] == images[1]).all()
 
 
+def test_a_mistakes_npz_that_unpacks_to_more_than_an_evaluation_writes_is_refused(tmp_path: Path):
+    folder = make_evaluation(tmp_path, [0], [1])
+    np.savez_compressed(folder / "mistakes.npz", rows=[0], images=np.zeros((1, 6000, 6000, 3), np.uint8))
+    assert (folder / "mistakes.npz").stat().st_size < 200_000
+    with pytest.raises(DataError, match=r"mistakes.npz is damaged: it holds 108,000,\d+ bytes, more than 100,000,000"):
+        saved_images(load_evaluation(tmp_path))
+
+
 @pytest.mark.parametrize("arrays", [{"rows": [0]}, {"rows": [0, 1], "images": np.zeros((1, 4, 4, 3), np.uint8)}])
 def test_a_damaged_mistakes_npz_is_named(arrays: dict, tmp_path: Path):
     folder = make_evaluation(tmp_path, [0], [1])

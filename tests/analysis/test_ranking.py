@@ -104,6 +104,22 @@ def test_a_directory_without_a_sweep_is_refused(tmp_path: Path):
         rank_settings(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_runs": None}, {"num_runs": "2"}, {"keys": 3}, {"test": [1]}, {"test": {"runs": ["0"]}},
+        {"test": {"runs": ["0"], "acc": [], "interval_95": [0, 1], "num_images": 9}},
+        {"test": {"runs": ["0"], "acc": ["x"], "interval_95": [0, 1], "num_images": 9}},
+    ],
+)  # fmt: skip
+def test_a_damaged_description_is_refused(sweep, change: dict):
+    folder = sweep(("lr=1 seed=1", "finished", 0.9))
+    file = folder / "sweep.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(DataError, match=r"has no readable sweep.json"):
+        rank_settings(folder)
+
+
 def test_a_setting_with_seeds_that_have_not_run_has_no_rank(sweep):
     folder = sweep(("lr=1 seed=1", "finished", 0.9), ("lr=2 seed=1", "finished", 0.5), ("lr=2 seed=2", "finished", 0.6),
                    num_runs=2)  # fmt: skip

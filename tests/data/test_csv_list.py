@@ -242,6 +242,14 @@ def test_a_line_that_does_not_fit_the_files_or_classes_is_named(tmp_path: Path, 
     assert found == f"/list.csv, line 3: {fault}"
 
 
+@pytest.mark.parametrize("header", ["path,label,label", "path,split,label,split"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, header: str):
+    cells = ",".join("train" if name == "split" else "ants" for name in header.split(","))
+    name = header.split(",")[-1]
+    found = error_of(read_list, listed(tmp_path, f"{header}\n{cells}\n")).replace(str(tmp_path), "")
+    assert found == f"/list.csv, line 1: there are two columns {name}; rename one."
+
+
 # As the splits of another dataset
 
 

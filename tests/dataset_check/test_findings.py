@@ -56,6 +56,12 @@ def test_groups_that_two_splits_share_are_a_leak_and_left_out_of_the_first():
     ]
     assert checked.without_leaks.tolist() == [2, 3, 4, 5, 6, 7, 8]
     assert checked.has_leaks
+    assert {finding.remedy for finding in found} == {
+        "data.split_file with split_without_leaks.csv leaves them out of all but one split"
+    }
+    everywhere = replace(checked, named_groups=np.full(9, "p1"))
+    (first, *_) = (finding for finding in list_findings(everywhere, 0, 0) if finding.kind.startswith("groups"))
+    assert first.remedy == "leaving them all out would leave a class without training images"
     assert any(
         line.startswith("groups      6 of data.group_by=patient, with 1 to 2") for line in summary_lines(checked, "")
     )

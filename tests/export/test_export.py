@@ -22,6 +22,7 @@ from imago.export.export import export as export_command
 from imago.export.metadata import metrics_of
 from imago.onnx_classifier import OnnxClassifier
 from imago.paths import short_path
+from imago.runs.run_directory import lock_directory
 
 # Runs src/export.py as a user would, after a line of Python that changes something.
 AFTER = "import sys, runpy; sys.path.insert(0, 'src'); sys.argv = {argv!r}\n{change}\n"
@@ -30,7 +31,7 @@ WRONG_LABELS = """
 from imago.onnx_classifier import OnnxClassifier
 right = OnnxClassifier.predict
 OnnxClassifier.predict = lambda self, images: tuple(-array for array in right(self, images))"""
-FILES = {"model.onnx", "export_report.json", "export.log"}
+FILES = {"model.onnx", "export_report.json", "export.log", ".lock"}
 
 
 def report(run: Path) -> dict:
@@ -52,6 +53,14 @@ def assert_refused(done: subprocess.CompletedProcess, text: str) -> None:
 def copied_run(finished_run: Path, tmp_path: Path) -> Path:
     """A run that a test may change, in a directory whose name must be quoted."""
     return Path(shutil.copytree(finished_run, tmp_path / "my run (1)"))
+
+
+@pytest.mark.slow
+def test_a_second_export_of_a_run_waits_for_the_first(copied_run: Path, command: Callable):
+    (copied_run / "export").mkdir(exist_ok=True)
+    with lock_directory(copied_run / "export"):
+        done = export(command, f"run={copied_run}")
+    assert_refused(done, "export is used by another export; wait for its end.")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from imago.errors import ConfigError, UserError
+from imago.export import quantize
 from imago.export.formats import Options
 from imago.export.metadata import build_metadata
 from imago.export.onnx import write
@@ -114,6 +115,16 @@ def test_the_file_has_our_metadata_only_and_is_the_same_each_time(
     export(small, tmp_path / "again.onnx")
     assert logging.root.handlers == handlers
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+
+
+def test_errors_are_measured_on_as_many_images_however_many_calibrate(
+    small: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compared: list[int] = []
+    monkeypatch.setattr(quantize, "operator_errors", lambda *args: compared.append(len(args[-1])) or {})
+    for num_images in (16, 500, 1000):
+        assert export(small, tmp_path / "a.onnx", samples(num_images))["num_calibration_images"] == num_images
+    assert compared == [1, 32, 32]
 
 
 def test_operators_stay_in_float_by_name_or_type(small: Classifier, tmp_path: Path):

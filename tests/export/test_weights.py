@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
-from imago.images import Preprocess
+from imago.images import Preprocess, resize_and_crop
 from imago.model.adapt import build_network
 from imago.model.classifier import Classifier
 
@@ -77,6 +78,28 @@ def test_timm_reads_the_directory_with_classes_and_preprocess(export: Callable):
     np.testing.assert_allclose(probabilities, model.probabilities(images(224)), atol=1e-5)
     np.testing.assert_allclose(found["out"][1], probabilities, atol=1e-5)  # what `load` returned
     assert json.loads((path / "config.json").read_text())["label_names"] == NAMES
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "crop"),
+    [
+        (224, 256, "center"),
+        (236, 253, "center"),
+        (448, 495, "squash_center"),
+        (224, 224, "center"),
+        (224, 256, "squash"),
+    ],
+)
+def test_timm_resizes_and_crops_to_the_same_sizes(export: Callable, size: int, resize: int, crop: str):
+    timm = pytest.importorskip("timm")
+    model = classifier(size, "imago.model.timm_net.TimmNet", name="lcnet_050")
+    model.preprocess = Preprocess(size, resize, crop, MEAN, STD)
+    path, _ = export("safetensors", classifier=model, verify=no_comparison)
+    network = timm.create_model(f"local-dir:{path}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 640, 3), dtype=np.uint8))
+    expected = normalized(resize_and_crop(np.asarray(image), model.preprocess).transpose(2, 0, 1))
+    torch.testing.assert_close(transform(image), expected, atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "settings"), [(32, {}), (224, {"in_channels": 1})])

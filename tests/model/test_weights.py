@@ -214,6 +214,15 @@ def test_values_that_are_not_finite_are_refused(squeezenet, changed):
         read_weights(squeezenet)
 
 
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(1).expand(10**14), torch.ones(3).to_sparse(), torch.empty(10**12, device="meta")]
+)
+def test_a_tensor_that_is_larger_than_its_file_is_refused(squeezenet, changed, tensor: torch.Tensor):
+    changed(squeezenet, features__0__bias=tensor)
+    with pytest.raises(DataError, match=r"squeezenet\.pth: features\.0\.bias is not a plain tensor; save it with"):
+        read_weights(squeezenet)
+
+
 def test_a_flipped_bit_is_found(squeezenet):
     data = bytearray(squeezenet.read_bytes())
     data[len(data) // 2] ^= 1

@@ -128,6 +128,25 @@ def test_coverage_and_size_are_counted_overall_and_per_class():
     assert describe_sets(measured)["90 % sets"].startswith("coverage 75.00%, 95 % interval ")
 
 
+def test_the_interval_of_a_coverage_accounts_for_groups():
+    """20 patients with 50 images each, all of which are in their sets, or none."""
+    generator, num_inside = np.random.default_rng(0), 0
+    groups = np.repeat(np.arange(20), 50)
+    for _ in range(100):
+        is_covered = (generator.random(20) < 0.9)[groups]
+        logits = np.where(is_covered, 5.0, -5.0)[:, None] * [1, 0]
+        sets = PredictionSets(1.0, {"90": 0.5}, 1000)
+        measured = measure_sets(sets, logits, np.zeros(1000, int), ("a", "b"), groups)[PREDICTION_SETS_KEY]
+        assert measured["90"]["coverage"] == is_covered.mean()
+        low, high = measured["90"]["interval_95"]
+        num_inside += low <= 0.9 <= high
+        assert ("expected" in describe_sets(measured)["90 % sets"], measured["90"]["mean_size_interval_95"]) == (
+            False,
+            None,
+        )
+    assert num_inside >= 90  # 24 of 100 with the interval of independent images
+
+
 def test_sets_are_read_from_plain_data():
     sets = fit_sets(*draw(100, np.random.default_rng(3)))
     assert PredictionSets.from_dict(json.loads(json.dumps(asdict(sets)))) == sets

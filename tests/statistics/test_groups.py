@@ -107,6 +107,9 @@ def test_groups_of_one_image_give_mcnemars_test(num_only_a: int, num_only_b: int
 def test_the_effective_interval_of_whole_numbers_is_wilsons():
     assert effective_interval(0.9, 50) == pytest.approx(wilson_interval(45, 50), abs=1e-6)
     assert effective_interval(1.0, 50) == pytest.approx(wilson_interval(50, 50), abs=1e-6)
+    for num_effective in range(1, 400):  # also after rounding
+        assert effective_interval(1.0, num_effective)[1] == 1.0
+        assert effective_interval(0.0, num_effective)[0] == 0.0
 
 
 def test_images_of_a_group_that_are_all_alike_count_once():

@@ -261,6 +261,19 @@ def test_runs_that_are_gone_are_named(new_driver, fake_project: Path):
     assert new_driver("lr=0.1,0.2", "seed=1,2").missing_runs() == ["1"]
 
 
+def test_a_setting_whose_first_run_ends_before_it_is_stopped_is_pruned_all_the_same(new_driver, fake_project: Path):
+    script = fake_project.parent / "src" / "train.py"
+    ending = "    signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(0.3)\n"  # it only writes its results
+    text, last = script.read_text(), '    epochs = len(state["values"])\n'
+    assert text.count(last) == 1
+    script.write_text(text.replace(last, ending + last))
+    pruner = {"_target_": "optuna.pruners.ThresholdPruner", "lower": 2}
+    driver = new_driver("lr=0.1", "epochs=1", "seed=1,2", pruner=pruner)
+    run(driver)
+    assert [trial.state.name for trial in driver.study.get_trials()] == ["PRUNED"]
+    assert driver.failures == []
+
+
 def test_every_run_of_a_pruned_setting_is_pruned(new_driver, fake_project: Path):
     pruner = {"_target_": "optuna.pruners.ThresholdPruner", "lower": 0.5}
     run(new_driver("lr=0.9", *SLOW, "seed=1,2", parallel=2, pruner=pruner))

@@ -8,10 +8,11 @@ import signal
 import threading
 from pathlib import Path
 
+import optuna
 import pytest
 
 from imago.cli.search_space import parse_space
-from imago.errors import ConfigError, IncompleteError
+from imago.errors import ConfigError, DataError, IncompleteError
 from imago.sweep import driver, run
 from imago.sweep.run import run_sweep
 
@@ -45,6 +46,34 @@ def test_the_runs_of_the_best_setting_are_tested_once(sweep, fake_project: Path,
     assert "src/train.py -m pause_s=0 lr=0.1 seed=3,4,5\n" in printed  # seeds that are new
     assert sweep("lr=0.4,0.1,0.3", "seed=1,2", "pause_s=0", is_continued=True) == (pytest.approx(0.9015), [])
     assert json.loads((fake_project / "x/sweep.json").read_text())["test"]["runs"] == ["2", "3"]
+
+
+@pytest.mark.parametrize("test", [{}, {"loss": 0.3, "acc": 0.5}, {"loss": 0.3}])
+def test_a_task_without_an_accuracy_ends_its_sweep_with_the_reason(
+    sweep, fake_project: Path, monkeypatch: pytest.MonkeyPatch, capsys, test: dict
+):
+    monkeypatch.setattr(run, "_test", lambda path, plan, driver: test)
+    assert sweep("lr=0.1", "seed=1,2", "pause_s=0")[0] == pytest.approx(0.9015)
+    assert "test of the best setting: it has no accuracy with an interval\n" in capsys.readouterr().out
+    assert (fake_project / "x" / "ranking.csv").exists()
+
+
+def test_a_sweep_of_seeds_without_a_test_is_not_tested(new_driver, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(driver, "_POLL_S", 0.02)
+    monkeypatch.setattr(run, "_test", lambda path, plan, driver: pytest.fail("the test split is read"))
+    plan = new_driver("lr=0.1", name="unused").plan
+    space = parse_space(["lr=0.1", "seed=1,2", "pause_s=0"], {}, None)
+    run_sweep(plan._replace(directory=plan.directory.with_name("x"), space=space, is_tested=False), False)
+    assert "test of" not in capsys.readouterr().out
+
+
+def test_a_database_that_is_lost_is_one_line(sweep, monkeypatch: pytest.MonkeyPatch):
+    def lose(self, finish) -> None:
+        raise optuna.exceptions.StorageInternalError("database is locked\nmore")
+
+    monkeypatch.setattr(driver.Driver, "run", lose)
+    with pytest.raises(DataError, match=r"^sweep\.storage=None: database is locked; repeat .* with resume=auto\.$"):
+        sweep("lr=0.1", "pause_s=0")
 
 
 def test_failed_trials_are_listed_and_the_others_ranked(sweep, capsys):

@@ -22,6 +22,8 @@ from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describ
 from imago.statistics.metrics import Predictions
 from imago.text import metric_text
 
+_MAX_MISTAKES_BYTES = 100_000_000  # of mistakes.npz, unpacked: 50 images, of 128 px; our own choice
+
 
 @dataclass(frozen=True)
 class Evaluation(Predictions):
@@ -129,6 +131,9 @@ def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
         return {}
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            num_bytes = sum(member.file_size for member in arrays.zip.infolist())
+            if num_bytes > _MAX_MISTAKES_BYTES:
+                raise ValueError(f"it holds {num_bytes:,} bytes, more than {_MAX_MISTAKES_BYTES:,}")
             indices, images = arrays["rows"], arrays["images"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")

@@ -91,7 +91,7 @@ def rank_settings(directory: Path) -> Ranking:
         DataError: if the directory is not that of a sweep.
     """
     sweep = read_json(directory / SWEEP_FILE)
-    if not isinstance(sweep.get("objective"), str):
+    if not _is_description(sweep):
         raise DataError(f"{printable(directory)} is not the directory of a sweep: it has no readable {SWEEP_FILE}.")
     found = ((run.name, _overrides(run)) for run in sorted(directory.iterdir(), key=_run_number) if run.is_dir())
     typed = {name: overrides for name, overrides in found if overrides is not None}
@@ -116,6 +116,22 @@ def rank_settings(directory: Path) -> Ranking:
         setting.rank = rank
     others = [setting for setting in ranked.values() if setting.rank is None]
     return Ranking(directory, keys, sweep["objective"], maximizes, [*complete, *others], sweep.get("test") or {})
+
+
+def _is_description(sweep: Mapping[str, Any]) -> bool:
+    """Return whether a sweep.json has the fields that the ranking reads, of their types."""
+    values: dict[str, Any] = {"keys": [], "num_runs": 1, "test": {}} | dict(sweep)
+    fields = {"objective": str, "keys": list, "num_runs": int, "test": dict}
+    if not all(isinstance(values.get(name), kind) for name, kind in fields.items()):
+        return False
+    test = values["test"]
+    if not test or isinstance(test.get("reason"), str):
+        return True
+    fields = {"acc": list, "interval_95": list, "num_images": int}
+    if not all(isinstance(test.get(name), kind) for name, kind in fields.items()):
+        return False
+    are_numbers = all(isinstance(value, int | float) for value in test["acc"] + test["interval_95"])
+    return are_numbers and bool(test["acc"]) and len(test["interval_95"]) == 2
 
 
 def write_ranking(ranking: Ranking) -> None:

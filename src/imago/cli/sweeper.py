@@ -74,16 +74,12 @@ class TrialSweeper(Sweeper):
             is_monitored = False
         directory = Path(self.settings.hydra.sweep.dir).absolute()
         num_devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
+        num_threads = threads_per_process(settings["parallel"] * num_devices)
         sources = self.settings.hydra.runtime.config_sources
-        plan = Plan(
-            directory=directory,
-            space=space,
-            settings=settings,
-            is_monitored=is_monitored,
-            num_threads=threads_per_process(settings["parallel"] * num_devices),
-            flags=[f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
-            + [f"--config-name={self.settings.hydra.job.config_name}"],
-        )
+        flags = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+        flags.append(f"--config-name={self.settings.hydra.job.config_name}")
+        is_tested = bool(space.parameters or config.test)
+        plan = Plan(directory, space, settings, is_monitored, num_threads, flags, is_tested)
         if str(self.settings.hydra.launcher._target_).endswith(".BasicLauncher"):
             return run_sweep(plan, is_continued=self.settings.resume == "auto")
         directory.mkdir(parents=True, exist_ok=True)

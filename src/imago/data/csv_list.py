@@ -81,8 +81,7 @@ def read_list(file: Path, group_by: str = "") -> list[ListedImage]:
     `group_by` is the name of the column that defines groups; "" for none.
 
     Raises:
-        DataError: naming the line, if the file is not such a list, has no images, or lists one twice or outside of
-            the root.
+        DataError: naming the line, if the file is not such a list, has no images, or lists one twice.
     """
     lines = read_csv_lines(file, _FIRST_LINE)
     columns = _find_columns(file, [cells for _, cells in lines], group_by)
@@ -170,6 +169,8 @@ def _find_columns(file: Path, lines: Sequence[Sequence[str]], group_by: str) -> 
             fault = f"{printable(file)} has {others} besides path, label and split"
             raise DataError(f"data.group_by={group_by}: {fault}; name the column that holds the group of each image.")
         used[group_column] = "group"
+    if doubled := [name for name in used if name and names.count(name) > 1]:
+        raise DataError(f"{printable(file)}, line 1: there are two columns {doubled[0]}; rename one.")
     unused = [name for name in names if name not in used]
     for name in unused if "" in used else ():  # a misspelled split: test images would be trained on
         values = {line[names.index(name)].strip() for line in lines[1:] if len(line) == len(names)}

@@ -66,10 +66,14 @@ def _leaks(checked: CheckedDataset) -> Iterator[Finding]:
             num_images = checked.counts[:, SPLITS.index(split)].sum()
             images = counted(num_images, f"{split} image") + (" has" if num_leaked == 1 else " have")
             text = f"{num_leaked:,} of {images} an exact or near duplicate in {into}"
-            remedy = "data.split_file with split_without_leaks.csv leaves the duplicates out"
-            if not checked.can_remove_leaks:
-                remedy = "leaving them all out would leave a class without training images"
+            remedy = _leak_remedy(checked, "leaves the duplicates out")
             yield Finding(f"{split} in {into}", text, f"see duplicates.csv; {remedy}", is_serious=True)
+
+
+def _leak_remedy(checked: CheckedDataset, effect: str) -> str:
+    if not checked.can_remove_leaks:
+        return "leaving them all out would leave a class without training images"
+    return f"data.split_file with split_without_leaks.csv {effect}"
 
 
 def _groups(checked: CheckedDataset) -> Iterator[Finding]:
@@ -77,7 +81,7 @@ def _groups(checked: CheckedDataset) -> Iterator[Finding]:
     if (names := checked.named_groups) is not None:
         by_split = {split: names[checked.splits == index] for index, split in enumerate(SPLITS)}
         for (split, into), text in shared_groups(by_split, checked.grouping).items():
-            remedy = "data.split_file with split_without_leaks.csv leaves them out of all but one split"
+            remedy = _leak_remedy(checked, "leaves them out of all but one split")
             yield Finding(f"groups of {split} in {into}", text, remedy, is_serious=True)
         return
     pairs = checked.pairs

@@ -28,6 +28,7 @@ from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import command, short_path
 from imago.resources import available_cores
+from imago.runs.run_directory import lock_directory
 from imago.text import counted, printable
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def export(cfg: DictConfig) -> None:
     if target.exists() and not (cfg.overwrite or cfg.benchmark):
         raise ConfigError(f"{short_path(target)} exists; overwrite=true replaces it.")
     make_writable(directory, "run=RUN")
-    with log_to(directory / _LOG_FILE):
+    with lock_directory(directory, "is used by another export; wait for its end."), log_to(directory / _LOG_FILE):
         try:
             network = _load(cfg, checkpoint, run, data_settings)
             with report_unwritable(directory):

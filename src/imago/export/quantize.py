@@ -17,6 +17,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from imago import onnx_classifier
+from imago.data.stratified import evenly_spread
 from imago.errors import ConfigError, UserError
 from imago.export.formats import Options
 from imago.text import join_names
@@ -31,6 +32,7 @@ _FLOAT_ONLY = (
 )
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _NUM_AT_ONCE = 16  # images, whose activations are all in memory; our own choice
+_MAX_SAMPLES = 32  # images, all of whose intermediate results are in memory; our own choice
 _NUM_NAMED = 3  # operators in a message; our own choice
 
 
@@ -71,7 +73,8 @@ def quantize(model: onnx.ModelProto, options: Options) -> tuple[onnx.ModelProto,
         )
         int8_model = onnx.load(quantized)
     _keep_logits_in_float(int8_model.graph)
-    errors = operator_errors(float_model, int8_model, np.stack(reader.samples))
+    samples = [reader.samples[index] for index in evenly_spread(len(reader.samples), _MAX_SAMPLES)]
+    errors = operator_errors(float_model, int8_model, np.stack(samples))
     counts = count_operators(int8_model, float_model)
     _strip(int8_model, model)
     log.info("quantized   %s operators compute in int8, %s in float", *(sum(part.values()) for part in counts.values()))
@@ -86,7 +89,7 @@ class _Reader:
 
     Attributes:
         num_images: read so far.
-        samples: a few of them, evenly spread.
+        samples: one of each part.
     """
 
     def __init__(self, batches: Iterator[np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 The tensors have the names of the library's own network, so that torchvision and timm load them too.
 """
 
+import math
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -87,7 +88,8 @@ def _timm_config(classifier: Classifier) -> dict[str, Any]:
         "pretrained_cfg": {
             "num_classes": num_classes,
             "input_size": [3, preprocess.size, preprocess.size],
-            "crop_pct": preprocess.size / preprocess.resize,
+            # timm resizes to floor(size / crop_pct); the quotient itself may round to a pixel less.
+            "crop_pct": 1.0 if preprocess.crop == "squash" else math.nextafter(preprocess.size / preprocess.resize, 0),
             "crop_mode": "center" if preprocess.crop == "center" else "squash",
             "interpolation": preprocess.interpolation,
             "mean": list(preprocess.mean),

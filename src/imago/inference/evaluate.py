@@ -127,7 +127,7 @@ def _describe(
 def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
     """Return the scores that eval always computes, and the metrics of the training, which an ONNX file lacks."""
     metrics = result.metrics()
-    metrics |= measure_sets(predictor.prediction_sets, result.logits, result.labels, result.class_names)
+    metrics |= measure_sets(predictor.prediction_sets, result.logits, result.labels, result.class_names, result.groups)
     if isinstance(predictor, TorchPredictor):
         from imago.task.metrics import compute_with_intervals
 

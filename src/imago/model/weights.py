@@ -97,6 +97,9 @@ def _state_dict(content: Any, file: Path, names: Collection[str]) -> tuple[dict[
         f"left out: {join_names(left_out, 3)}": left_out,
     }
     for key, value in tensors.items():
+        # A small file may have a huge view of a few numbers, or a tensor of another kind.
+        if value.layout is not torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
+            raise DataError(f"model.weights: {file}: {key} is not a plain tensor; save it with .contiguous().")
         if value.is_floating_point() and not value.isfinite().all():
             raise DataError(f"model.weights: {file} has values in {key} that are not finite; use other weights.")
     return tensors, ", ".join(text for text, is_true in texts.items() if is_true)

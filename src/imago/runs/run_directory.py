@@ -36,6 +36,7 @@ _log = logging.getLogger("imago")
 
 # Entries of provenance.json that a resumed run must have, too, and their names in messages.
 _DATA_DIGESTS = {"data": "fingerprint", "images": "contents of the images", "test": "contents of the test images"}
+_IS_RUNNING = "belongs to a run that is still running; wait for it, stop it, or choose another run_name."
 _SUMMARY_LOCK = threading.Lock()  # threads that watch other ranks write the summary as well
 
 
@@ -260,23 +261,21 @@ def has_never_saved(directory: Path) -> bool:
 
 
 @contextmanager
-def lock_directory(directory: Path) -> Iterator[None]:
+def lock_directory(directory: Path, problem: str = _IS_RUNNING) -> Iterator[None]:
     """Lock an existing directory; the system releases the lock when the process ends, however it ends.
 
     It is a POSIX lock: forked processes do not inherit it, and it works between machines if their file system supports
     locks. If not, nothing is checked.
 
     Raises:
-        ConfigError: if another process holds the lock.
+        ConfigError: if another process holds the lock, with `problem`.
     """
     with (directory / ".lock").open("ab") as file:
         is_free = True
         with suppress(OSError):  # a file system without locks
             is_free = try_lock(file, is_inherited=False)
         if not is_free:
-            raise ConfigError(
-                f"{directory} belongs to a run that is still running; wait for it, stop it, or choose another run_name."
-            )
+            raise ConfigError(f"{directory} {problem}")
         yield
 
 

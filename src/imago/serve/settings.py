@@ -69,7 +69,10 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         file = Path(typed["config"]).expanduser()
         listed = _read_yaml(file)
         for key in listed:
-            _check_key(key, [*defaults, "models", "weights"], f"{printable(file)}: {key}")
+            known = [name for name in (*defaults, "models", "weights") if name != "config"]
+            _check_key(key, known, f"{printable(file)}: {key}")
+        if listed.get("model") and listed.get("models"):
+            raise ConfigError(f"{printable(file)}: model and models are set; list all under models.")
     models = _typed_models(typed.get("model") or listed.get("model"))
     if not models and listed.get("models"):
         models = _listed_models(listed["models"], file)

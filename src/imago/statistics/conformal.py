@@ -8,7 +8,8 @@ import numpy as np
 
 from imago.seeding import SETS_KEY, random_permutation
 from imago.statistics.calibration import UNCALIBRATED, fit_temperature, row_chunks
-from imago.statistics.intervals import QUANTILES_95, mean_interval, wilson_interval
+from imago.statistics.groups import share_interval
+from imago.statistics.intervals import QUANTILES_95, mean_interval
 from imago.statistics.metrics import softmax, top_classes
 
 PREDICTION_SETS_KEY = "prediction_sets"  # in calibration.json, metrics.json and the metadata of an ONNX file
@@ -90,12 +91,17 @@ def fit_sets(logits: np.ndarray, labels: np.ndarray) -> PredictionSets:
 
 
 def measure_sets(
-    sets: PredictionSets | None, logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+    sets: PredictionSets | None,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return {PREDICTION_SETS_KEY: coverage and mean size on N images}, by level and class; {} without sets.
 
     `interval_95` is that of these thresholds for further images, `expected_95` that of the coverage of N images over
     the thresholds that n images may fit: beta-binomial by Beta(k, n + 1 - k) for rank k (Vovk 2012, arXiv:1209.2673).
+    With `groups`, see `share_interval`, there is neither this one nor an interval of the size.
     """
     if sets is None:
         return {}
@@ -105,10 +111,12 @@ def measure_sets(
     for level, members in sets.members(logits).items():
         covered, sizes = members[np.arange(len(labels)), labels], members.sum(axis=1)
         of_class = {class_names[label]: labels == label for label in np.unique(labels)}
-        per_class = {name: _summarize(covered[rows], sizes[rows]) for name, rows in of_class.items()}
+        per_class = {name: _summarize(covered, sizes, groups, rows) for name, rows in of_class.items()}
         rank = rank_of_level(level, sets.num_images)
         expected = betabinom.ppf(QUANTILES_95, len(labels), rank, sets.num_images + 1 - rank) / len(labels)
-        results[level] = _summarize(covered, sizes) | {"expected_95": expected.tolist(), "per_class": per_class}
+        results[level] = _summarize(covered, sizes, groups) | {"per_class": per_class}
+        if groups is None:
+            results[level]["expected_95"] = expected.tolist()
     return {PREDICTION_SETS_KEY: results}
 
 
@@ -116,8 +124,10 @@ def describe_sets(measured: Mapping[str, Any]) -> dict[str, str]:
     """Format coverage and mean size, the output of `measure_sets`, by level."""
     texts = {}
     for level, sets in measured.items():
-        (low, high), expected = sets["interval_95"], "{:.2%} to {:.2%}".format(*sets["expected_95"])
-        coverage = f"coverage {sets['coverage']:.2%}, 95 % interval {low:.2%} to {high:.2%} (expected: {expected})"
+        low, high = sets["interval_95"]
+        coverage = f"coverage {sets['coverage']:.2%}, 95 % interval {low:.2%} to {high:.2%}"
+        if "expected_95" in sets:
+            coverage += " (expected: {:.2%} to {:.2%})".format(*sets["expected_95"])
         texts[f"{level} % sets"] = f"{coverage}, mean size {sets['mean_size']:.2f}"
     return texts
 
@@ -128,8 +138,12 @@ def class_cells(measured: Mapping[str, Any], name: str) -> list[str]:
     return [text for c in found for text in ((f"{c['coverage']:.2%}", f"{c['mean_size']:.2f}") if c else ("", ""))]
 
 
-def _summarize(covered: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
-    interval, size_interval = wilson_interval(int(covered.sum()), len(covered)), mean_interval(sizes.tolist())
+def _summarize(
+    covered: np.ndarray, sizes: np.ndarray, groups: np.ndarray | None, rows: np.ndarray | slice = slice(None)
+) -> dict[str, Any]:
+    covered, sizes = covered[rows], sizes[rows]
+    interval = share_interval(covered, None if groups is None else groups[rows])
+    size_interval = mean_interval(sizes.tolist()) if groups is None else None
     coverage = {"num_images": len(covered), "coverage": float(covered.mean()), "interval_95": list(interval)}
     return coverage | {"mean_size": float(sizes.mean()), "mean_size_interval_95": size_interval and list(size_interval)}
 

@@ -122,4 +122,5 @@ def effective_interval(accuracy: float, num_effective: float) -> Interval:
     """Return Wilson's 95 % interval of an accuracy for a number of images that need not be whole."""
     squared = NUM_SIGMAS_95**2 / num_effective
     center, half_width = accuracy + squared / 2, math.sqrt(squared * (accuracy * (1 - accuracy) + squared / 4))
-    return max(0.0, (center - half_width) / (1 + squared)), min(1.0, (center + half_width) / (1 + squared))
+    low, high = (center - half_width) / (1 + squared), (center + half_width) / (1 + squared)
+    return max(0.0, min(low, accuracy)), min(1.0, max(high, accuracy))  # rounding leaves 1.0 outside for some numbers

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imago.analysis.ranking import SWEEP_FILE, Ranking, final_test_lines, rank_settings, ranking_text, write_ranking
-from imago.errors import ConfigError, IncompleteError
+from imago.errors import ConfigError, DataError, IncompleteError
 from imago.files import make_writable, read_json, write_json
 from imago.paths import PROJECT_ROOT, command, executable, quote_for_hydra, short_path
 from imago.runs.failure import to_user_error
 from imago.runs.run_directory import requeue_slurm_job
 from imago.sweep.driver import Driver, handle_signals
 from imago.sweep.running_trial import Plan
-from imago.sweep.study import open_study
-from imago.text import counted, duration_text, join_names
+from imago.sweep.study import STORAGE_ERRORS, open_study
+from imago.text import counted, duration_text, first_line, join_names
 
 _MAX_ROWS = 20  # of the printed ranking; our own choice
 _NUM_SEEDS = 3  # of the command that trains the best setting again; our own choice
@@ -58,9 +58,8 @@ def run_sweep(plan: Plan, is_continued: bool) -> float:
             failures, num_elsewhere = driver.failures, driver.num_elsewhere
             if not num_elsewhere and not driver.was_aborted:
                 _test_best(plan, driver)
-    except OSError as error:
-        error.filename = error.filename or str(directory)  # a failed write of the journal names no file
-        raise to_user_error(error) from error
+    except (OSError, *STORAGE_ERRORS) as error:
+        raise _explain(error, plan) from error
     if driver.stop_signal is not None:
         _leave(driver.stop_signal, directory)
     ranking = rank_settings(directory)
@@ -69,6 +68,15 @@ def run_sweep(plan: Plan, is_continued: bool) -> float:
     if failures:
         raise IncompleteError("\n".join([f"{counted(len(failures), 'trial')} failed", *failures]))
     return ranking.best.mean if ranking.best and ranking.best.mean is not None else float("nan")
+
+
+def _explain(error: Exception, plan: Plan) -> Exception:
+    """Return the error of the user for a file that cannot be written, or a database that is lost."""
+    if isinstance(error, OSError):
+        error.filename = error.filename or str(plan.directory)  # a failed write of the journal names no file
+        return to_user_error(error)
+    fault = f"sweep.storage={plan.settings['storage']}: {first_line(error)}"
+    return DataError(f"{fault}; repeat the command with resume=auto.")
 
 
 def _leave(number: int, directory: Path) -> NoReturn:
@@ -86,7 +94,12 @@ def _leave(number: int, directory: Path) -> NoReturn:
 
 
 def _test_best(plan: Plan, driver: Driver) -> None:
-    """Evaluate the runs of the best setting on the test split, once; other processes wait, and a signal ends it."""
+    """Evaluate the runs of the best setting on the test split, once; other processes wait, and a signal ends it.
+
+    A sweep of seeds or folds only may be without a test, as a run may.
+    """
+    if not plan.is_tested:
+        return
     file = plan.directory / SWEEP_FILE
     with (plan.directory / "drivers" / "test.lock").open("ab") as lock:
         driver.wait_for_lock(lock)
@@ -97,7 +110,9 @@ def _test_best(plan: Plan, driver: Driver) -> None:
         results = [_test(plan.directory / run, plan, driver) for run in best.runs]
         if driver.stop_signal is not None:
             return
-        failed = next((result["reason"] for result in results if "reason" in result), None)
+        needed = {"acc", "interval_95", "num_images"}  # a task may have other metrics only
+        no_accuracy = "it has no accuracy with an interval"
+        failed = next((result.get("reason", no_accuracy) for result in results if not needed <= result.keys()), None)
         first = results[0]
         test: dict[str, Any] = {"runs": best.runs}
         if failed is not None:

@@ -27,6 +27,7 @@ class Plan(NamedTuple):
         is_monitored: whether the best checkpoint is chosen by it.
         num_threads: CPU threads of each process.
         flags: command line flags that every run gets, such as --config-dir=DIR.
+        is_tested: whether the runs of the best setting are tested.
     """
 
     directory: Path
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     is_monitored: bool
     num_threads: int
     flags: Sequence[str]
+    is_tested: bool = True
 
     @property
     def description(self) -> dict[str, Any]:
@@ -81,7 +83,7 @@ class RunningTrial:
         """Look at the runs; return whether all have ended."""
         for run in [run for run in self.active if not run.is_running()]:
             self.active.remove(run)
-            if run is self.runs[0] and run.summary.get("status") == "finished":  # before it was stopped
+            if [run] == self.runs and run.summary.get("status") == "finished":  # before it was stopped
                 self.pruned_at = None
             if self.pruned_at is None and (failure := run.failure()):
                 self.failure = self.failure or f"run {run.name}: {failure}"

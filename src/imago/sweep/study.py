@@ -22,6 +22,7 @@ from imago.sweep.space import Space
 from imago.system import IS_POSIX
 from imago.text import first_line
 
+STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)  # of a database
 _SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "tpe": optuna.samplers.TPESampler,
@@ -167,7 +168,7 @@ def _open_storage(url: str | None, directory: Path) -> BaseStorage:
     for attempt in range(_NUM_TRIES):
         try:
             return RDBStorage(url)
-        except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        except (ImportError, *STORAGE_ERRORS) as error:
             is_being_created = any(text in str(error) for text in ("already exists", "UNIQUE", "duplicate", "locked"))
             if not is_being_created or attempt == _NUM_TRIES - 1:
                 raise DataError(f"sweep.storage={url} cannot be opened: {first_line(error)}") from error
