@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measure imago on one GPU in 10 minutes. The machine needs torch, torchvision and lightning, but neither Hydra nor a
-# network: pure wheels of what it lacks travel with the tree.
+# Measure imago on one GPU in 10 minutes. The machine needs torch, torchvision, lightning, psutil, tensorboard and
+# matplotlib, but neither Hydra nor a network: pure wheels of what it lacks travel with the tree.
 #
 #     bash benchmarks/gpu.sh --pack [NAME ...]   # where there is a network: download wheels to build/gpu/wheels
 #     IMAGO_DATA_DIR=DIRECTORY bash benchmarks/gpu.sh [--airbench FILE]   # on the GPU; options: benchmarks/gpu.py -h
@@ -41,4 +41,6 @@ if compgen -G "$WHEELS/*.whl" > /dev/null; then
   "$PYTHON" -m pip install --quiet --no-index --no-deps --upgrade --find-links "$WHEELS" --target "$PACKAGES" "$WHEELS"/*.whl
 fi
 export PYTHONPATH=$PWD/$PACKAGES:$PWD/src${PYTHONPATH:+:$PYTHONPATH}
+"$PYTHON" -c "import hydra, lightning, matplotlib, psutil, tensorboard, torch, torchvision" 2> /dev/null ||
+  fail "$("$PYTHON" -c "import hydra, lightning, matplotlib, psutil, tensorboard, torch, torchvision" 2>&1 | tail -n 1)"
 exec "$PYTHON" benchmarks/gpu.py "$@"

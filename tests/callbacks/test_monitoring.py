@@ -21,6 +21,7 @@ def recording_trainer(logged: list[Any], **settings: Any) -> Any:
         "callbacks": [],
         "loggers": [logger],
         "current_epoch": 0,
+        "sanity_checking": False,
     }
     return SimpleNamespace(**(rest | settings))
 
@@ -155,3 +156,19 @@ def test_a_run_that_other_processes_slow_down_says_so_once(
         run.step(0.0, slow_s if is_slow else 1.0)
     expected = f"{10 / slow_s:.0f} images/s instead of 10, as other processes"
     assert [record.getMessage().startswith(expected) for record in caplog.records] == [True] * warns
+
+
+def test_the_time_of_steps_that_a_gpu_has_still_to_do_is_training_time(monkeypatch: pytest.MonkeyPatch):
+    run = FakeRun(monkeypatch)
+    run.module.device = torch.device("cuda")
+
+    def wait() -> None:
+        run.now_s += 3
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", wait)
+    run.start_epoch()
+    run.step(wait_s=1, work_s=1)
+    run.validate(seconds=6)
+    run.step(wait_s=1, work_s=1)
+    run.speed.on_train_epoch_end(run.trainer, run.module)
+    assert (run.speed.train_s, run.speed.val_s) == (10, 6)

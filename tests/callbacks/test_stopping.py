@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
@@ -109,3 +110,30 @@ def test_a_run_without_time_left_is_refused():
     trainer: Any = SimpleNamespace(should_stop=False, strategy=SimpleNamespace(broadcast=lambda value: value))
     with pytest.raises(ConfigError, match="trainer.max_time=00:00:00:00: no time is left"):
         limit.on_fit_start(trainer)
+
+
+def test_on_a_gpu_the_signal_of_the_step_before_is_read_so_that_the_newest_step_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The tensors are on the CPU here; the calls are those for a GPU."""
+    waited: list[int] = []
+
+    class Event:
+        num_recorded = 0
+
+        def record(self) -> None:
+            Event.num_recorded += 1
+            self.number = Event.num_recorded
+
+        def synchronize(self) -> None:
+            waited.append(self.number)
+
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda size, value, device: full(size, value))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.clamp_(min=2))  # another rank has 2
+    stopper = StopOnSignal(SimpleNamespace())
+    found = [stopper._highest_of_ranks(signal, torch.device("cuda")) for signal in (0, 15, 1)]
+    assert found == [0, 2, 15]
+    assert waited == [1, 2]
+    assert stopper._highest_of_ranks(1, torch.device("cpu")) == 2

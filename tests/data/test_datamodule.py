@@ -354,3 +354,16 @@ def test_a_trainer_gets_the_batches_of_each_epoch_in_the_order_of_the_sampler(tm
         normalized = (data.on_after_batch_transfer((images, None), 0)[0] for images in batches)
         expected += [images.double().sum().item() for images in normalized]
     assert recorder.sums == pytest.approx(expected, abs=0.01)
+
+
+def test_memory_is_pinned_for_a_trainer_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch):
+    """Pinning starts CUDA on the first GPU, which a command for the CPU must not touch."""
+    pinned: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("imago.data.datamodule.BatchLoader", lambda *args, pin_memory: pinned.append(pin_memory))
+    data = tiny()
+    data.evaluation_loader("val")
+    for device in ("cuda", "cpu"):
+        data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), num_devices=1)
+        data._build_loader(data.dataset("val"), None)
+    assert pinned == [False, True, False]

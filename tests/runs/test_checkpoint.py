@@ -199,3 +199,12 @@ def test_bytes_before_the_zip_are_refused(path):
     path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
     with pytest.raises(DataError, match="is truncated or not a checkpoint"):
         read_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_device_is_read_to_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Lightning copies the tensors to the device of the run, which may be another one, or a CPU."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+        write_checkpoint(CHECKPOINT, tmp_path / "a.ckpt")
+    loaded = AtomicCheckpointIO("mynet.Task").load_checkpoint(tmp_path / "a.ckpt", weights_only=None)
+    assert loaded["state_dict"]["weight"].device == torch.device("cpu")

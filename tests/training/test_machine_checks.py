@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from imago.training.machine_checks import (
     check_torchrun,
     choose_precision,
     count_devices,
+    gpu_index,
     hide_missing_gpus,
     prepare_machine,
     set_threads,
@@ -253,3 +255,21 @@ def test_torchrun_must_have_started_as_many_processes_as_the_settings_say(
     assert str(error.value) == f"{started}, for {settings}; {remedy}"
     if total % per_node == 0:
         check_torchrun(per_node, per_node, total // per_node)
+
+
+@pytest.mark.parametrize(
+    ("devices", "variables", "index"),
+    [
+        ([1], {}, 1),
+        ([3, 1], {"LOCAL_RANK": "1"}, 1),
+        (2, {"LOCAL_RANK": "1"}, 1),
+        ("auto", {"SLURM_LOCALID": "1"}, 1),
+        (1, {}, 0),
+    ],
+)
+def test_each_process_checks_its_own_gpu(devices: Any, variables: dict[str, str], index: int, monkeypatch):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert gpu_index(devices, len(devices) if isinstance(devices, list) else 2) == index

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _MAX_LOG_RATIO = math.log(1 / 0.3)  # of height to width of an erased rectangle (Zhong et al. 2020, section 4)
+_MAX_STAGED_BYTES = 2**16  # of host memory that is not pinned, CUDA copies more only when the device is ready
 _NUM_ATTEMPTS = 10  # as torchvision's RandomErasing, which then leaves the image unchanged
 
 
@@ -69,4 +70,7 @@ def box_mask(images: Tensor, boxes: np.ndarray) -> Tensor:
 
 def to_device_of(tensor: Tensor, values: np.ndarray) -> Tensor:
     """Copy `values` to the device of `tensor` without synchronizing with the device."""
-    return torch.from_numpy(values).to(tensor.device, non_blocking=True)
+    host = torch.from_numpy(values)
+    if tensor.is_cuda and host.nbytes > _MAX_STAGED_BYTES:
+        host = host.pin_memory()
+    return host.to(tensor.device, non_blocking=True)

@@ -58,8 +58,9 @@ class MeanGradient(Callback):
             return
         factor: Any = trainer.accumulate_grad_batches / self._num_done
         if self._total_weight is not None:
-            total = trainer.strategy.reduce(self._total_weight, reduce_op="sum")
-            factor = trainer.accumulate_grad_batches * _step_images(trainer) / total
+            if trainer.world_size > 1:  # without the barrier of Lightning's `reduce`, which would wait for the device
+                torch.distributed.all_reduce(self._total_weight)
+            factor = trainer.accumulate_grad_batches * _step_images(trainer) / self._total_weight
         self._num_done, self._total_weight = 0, None
         if not isinstance(factor, float) or factor != 1.0:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

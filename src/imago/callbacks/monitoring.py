@@ -134,7 +134,21 @@ class Speed(_OnLoggingStep):
                 torch.get_num_threads(),
             )
 
-    on_validation_start = on_test_start = on_train_epoch_start
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._finish_steps(pl_module.device)
+        self._lap_s()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish_steps(pl_module.device)
+
+    def _finish_steps(self, device: torch.device) -> None:
+        """Count the time of the steps that a GPU has still to do."""
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+            self.train_s += self._lap_s()
+
+    on_test_start = on_train_epoch_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.val_s += self._lap_s()  # so validation within an epoch does not count as waiting for data

@@ -155,7 +155,8 @@ def _speed_results(trainer: Trainer, speed: Speed) -> dict[str, Any]:
         "data_wait_share": round(share, 4),
         "time_s": {name: round(seconds, 2) for name, seconds in times.items()},
     }
-    if share > _MAX_WAIT_SHARE:
+    device_splits = getattr(trainer.datamodule, "device_splits", None)  # type: ignore[attr-defined]  # of our own
+    if share > _MAX_WAIT_SHARE and not (device_splits and device_splits.are_used):
         is_cpu = trainer.strategy.root_device.type == "cpu"
         num_cores = 0 if is_cpu else max(1, available_cores() // trainer.num_devices)
         num_workers = trainer.train_dataloader.num_workers  # type: ignore[union-attr]  # of our loader

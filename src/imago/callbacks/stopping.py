@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from torch import Tensor
 
 from imago.callbacks.train_metrics import num_steps_done
 from imago.errors import ConfigError
@@ -34,6 +35,7 @@ class StopOnSignal(Callback):
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
         self.alive_s = 0.0  # when the last batch began, by the monotonic clock
+        self._before: tuple[Tensor, torch.cuda.Event] | None = None  # highest signal of the last step on a GPU
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.directory.signals.install()  # in a forked rank for the first time
@@ -43,6 +45,8 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.directory.signals.is_deferred = True
         self.directory.signals.install()  # Lightning's handlers, by now installed, stop within a step
+        # Lightning asks all ranks for its own handler's signal before each batch, and waits for the device to answer.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.alive_s = time.monotonic()
@@ -52,16 +56,31 @@ class StopOnSignal(Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         received_signal = self.directory.signals.received_signal or 0
-        if trainer.world_size > 1:  # synchronizes before every step, so that all ranks stop at the same batch
-            highest = torch.tensor([received_signal], device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-            received_signal = int(highest)
+        if trainer.world_size > 1:  # so that all ranks stop at the same batch
+            received_signal = self._highest_of_ranks(received_signal, trainer.strategy.root_device)
         if received_signal:
             self.alive_s = math.inf  # a save may take long
             for callback in trainer.checkpoint_callbacks:
                 if hasattr(callback, "save_now"):  # `LastCheckpoint`, which is optional
                     callback.save_now(trainer)
             raise stopped_by(received_signal)
+
+    def _highest_of_ranks(self, received_signal: int, device: torch.device) -> int:
+        """Return the highest number of a signal in any rank; on a GPU as it was one step before.
+
+        To read the newest one, the process would wait until the GPU has finished all steps so far.
+        """
+        highest = torch.full((1,), received_signal, device=device)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        if device.type != "cuda":
+            return int(highest)
+        copied, before = torch.cuda.Event(), self._before
+        self._before = highest.to("cpu", non_blocking=True), copied
+        copied.record()
+        if before is None:
+            return 0
+        before[1].synchronize()
+        return int(before[0])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.directory.signals.is_deferred = False  # everything is saved, and the final test can be repeated

@@ -267,7 +267,9 @@ class ImageDataModule(LightningDataModule):
             num_cores = available_cores() // (self.trainer.num_devices if self.trainer else 1)
             needs_workers = has_gpu and (is_slow or isinstance(dataset, FileDataset))
             num_workers = max(1, min(MAX_WORKERS, num_cores)) if needs_workers else 0
-        return BatchLoader(dataset, sampler, num_workers, self.loader, pin_memory=device_type == "cuda")
+        # Pinning starts CUDA on the first GPU, which may be full, or not the one in use: only for a Trainer.
+        is_pinned = self.trainer is not None and device_type == "cuda"
+        return BatchLoader(dataset, sampler, num_workers, self.loader, pin_memory=is_pinned)
 
     def _num_batches_done(self) -> int:
         assert self.trainer is not None, "called only while a Trainer runs"

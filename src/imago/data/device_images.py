@@ -99,6 +99,11 @@ class DeviceSplits:
         self._device: torch.device | None = None
         self._images: dict[str, DeviceImages] = {}
 
+    @property
+    def are_used(self) -> bool:
+        """Whether the images are kept on a device."""
+        return self._device is not None
+
     def place(self, splits: Splits, size_px: int, augment: Augment, device: torch.device) -> None:
         """Choose whether train and val, resized to `size_px`, are kept on `device`, before their loaders are built.
 

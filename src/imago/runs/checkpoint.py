@@ -74,8 +74,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         self.on_saved()
 
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
-        """Read `path` as `read_checkpoint` does: plain data and tensors only, whatever `weights_only` is."""
+    def load_checkpoint(self, path: Any, map_location: Any | None = "cpu", weights_only: bool | None = None) -> Any:
+        """Read `path` as `read_checkpoint` does: plain data and tensors only, whatever `weights_only` is.
+
+        Tensors come to the CPU, from where Lightning copies them: the device that saved them may not exist here.
+        """
         if _is_rank_result(path):
             return torch.load(path, map_location=map_location, weights_only=True)
         return read_checkpoint(Path(path), map_location)

@@ -165,6 +165,9 @@ def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
     is_fp16 = cfg.trainer.precision == "16-mixed"
     if is_fp16 and cfg.trainer.gradient_clip_val is not None and cfg.optimizer.get("fused"):
         yield "trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false."
+    if cfg.trainer.get("deterministic") and cfg.trainer.get("benchmark"):
+        fault = "trainer.benchmark=true chooses algorithms by their time, which differs from run to run"
+        yield f"trainer.deterministic={typed_value(cfg.trainer.deterministic)}: {fault}; type trainer.benchmark=false."
     if str(cfg.optimizer._target_).endswith(".LBFGS") and cfg.channels_last:
         yield "optimizer._target_=torch.optim.LBFGS needs contiguous gradients: type channels_last=false."
     if cfg.tune and cfg.resume is not None:

@@ -11,7 +11,7 @@ from torch.distributed import TCPStore, is_initialized
 
 
 def bind_to_loopback(trainer: Trainer) -> None:
-    """Let the store of `torch.distributed` and gloo listen on the loopback address; by default they are reachable.
+    """Let the store of `torch.distributed`, gloo and NCCL listen on the loopback address, not on all addresses.
 
     Ranks that torchrun or SLURM started, or several machines, are left as they are.
     """
@@ -24,7 +24,8 @@ def bind_to_loopback(trainer: Trainer) -> None:
     def connect_by_loopback() -> None:
         address = (environment.main_address, environment.main_port)
         if address[0] == "127.0.0.1" and not is_initialized():
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+            for backend in ("GLOO", "NCCL"):
+                os.environ.setdefault(f"{backend}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
             if strategy.local_rank == 0:  # Lightning's store of the same address shares this one's server
                 server: dict[str, Any] = {
                     "multi_tenant": True,

@@ -47,6 +47,8 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
     set_threads(cfg, num_devices)
     hide_missing_gpus()
+    if _device_type(accelerator) == "cuda":
+        torch.cuda.set_device(gpu_index(cfg.trainer.devices, num_devices))  # whose precision and compiler are checked
     precision = choose_precision(str(cfg.trainer.precision), accelerator)
     if cfg.compile in CUDA_GRAPH_MODES and cfg.trainer.accumulate_grad_batches != 1:
         typed = f"compile={cfg.compile} trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}"
@@ -102,6 +104,13 @@ def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
         plural = "s" if num_available != 1 else ""
         raise ConfigError(f"trainer.devices={devices}: this machine has {num_available} {noun}{plural}{remedy}.")
     return num_wanted
+
+
+def gpu_index(devices: int | str | Sequence[int], num_devices: int) -> int:
+    """Return the index of the GPU of this process; Lightning and torchrun set LOCAL_RANK, SLURM its own variable."""
+    rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    indices = range(num_devices) if isinstance(devices, (int, str)) else devices
+    return indices[rank % num_devices]
 
 
 def check_batch_size(batch_size: int, num_processes: int) -> None:

@@ -138,6 +138,8 @@ def _store_provenance(
     data: "ImageDataModule", trainer: "Trainer", directory: RunDirectory, commands: list[str]
 ) -> None:
     """Write what is known now to provenance.json, and split.csv; a resumed run must have the same data."""
+    import torch
+
     from imago.inference.run_split import images_digest, sampled_digest
 
     if not directory.is_main_process:
@@ -151,6 +153,9 @@ def _store_provenance(
         log.warning(
             f"{text}process has its own dropout and BatchNorm, so the weights differ a little\n", num_before, num
         )
-    machine = {"device": str(trainer.strategy.root_device), "precision": trainer.precision, "processes": num}
+    device = trainer.strategy.root_device
+    machine = {"device": str(device), "precision": trainer.precision, "processes": num}
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
     directory.add_provenance(data.fingerprint(), **machine, commands=commands, **digests)
     data.write_split(directory.path)
