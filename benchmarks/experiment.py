@@ -18,6 +18,7 @@ def header_lines(name: str, args: argparse.Namespace, figures: dict[str, float],
     seeds = ",".join(map(str, args.seeds))
     typed = [f"{text.partition('=')[0]}=DIR" if "=/" in text or "=~" in text else text for text in args.override]
     machine = describe_environment()
+    commit = str(machine["git_commit"])
     typed_before = ["OMP_NUM_THREADS=1"] if machine["num_threads"] == 1 else []
     mean, lowest, highest = (f"{100 * figures[name]:.2f}" for name in ("mean", "lowest", "highest"))
     command = [*typed_before, "python src/train.py -m", f"experiment={name}", *typed, f"seed={seeds}"]
@@ -28,7 +29,7 @@ def header_lines(name: str, args: argparse.Namespace, figures: dict[str, float],
         f"# core-minutes:  {figures['core_minutes']:.2f}",
         f"# accuracy:      mean {mean} %, {lowest} to {highest} %, over n = {len(args.seeds)} seeds of "
         f"{num_test_images:,} images",
-        f"# commit:        {str(machine['git_commit'])[:7]}, {str(machine['date'])[:10]}",
+        f"# commit:        {commit[:7]}{'-dirty' * commit.endswith('-dirty')}, {str(machine['date'])[:10]}",
     ]
 
 
