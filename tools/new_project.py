@@ -82,7 +82,10 @@ def renamed(path: str, text: str, name: str) -> str:
         text = re.sub(r"## Compared\n.*?(?=## Results\n)", "", text, flags=re.DOTALL)
         text = re.sub(r"Differences paired over .*?(?=MIT license)", "", text, flags=re.DOTALL)
     if path == "docs/index.md":
-        text = text.replace("[Comparison](comparison.md), ", "").replace("\ncomparison\n", "\n")
+        text = text.replace(
+            "compare it with other templates | [Comparison](comparison.md), ", "see what was measured | "
+        )
+        text = text.replace("\ncomparison\n", "\n")
     if path.startswith("docs/"):
         text = re.sub(r"!\[[^]]*\]\(\.\./benchmarks/results/.*?\)\n\n", "", text)
         text = re.sub(r"\[([^]]*)\]\(\.\./benchmarks/results/.*?\)", r"\1", text)

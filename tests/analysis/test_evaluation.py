@@ -1,5 +1,7 @@
 """Results of `eval.py`, read back: scores, mistakes, image names, and damaged files."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,17 @@ def test_a_mistakes_npz_that_unpacks_to_more_than_an_evaluation_writes_is_refuse
     np.savez_compressed(folder / "mistakes.npz", rows=[0], images=np.zeros((1, 6000, 6000, 3), np.uint8))
     assert (folder / "mistakes.npz").stat().st_size < 200_000
     with pytest.raises(DataError, match=r"mistakes.npz is damaged: it holds 108,000,\d+ bytes, more than 100,000,000"):
+        saved_images(load_evaluation(tmp_path))
+
+
+def test_a_mistakes_npz_that_claims_a_huge_array_is_refused(tmp_path: Path):
+    folder = make_evaluation(tmp_path, [0], [1])
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**13, 1, 1, 3)})
+    np.savez(folder / "mistakes.npz", rows=[0])
+    with zipfile.ZipFile(folder / "mistakes.npz", "a") as file:
+        file.writestr("images.npy", header.getvalue())
+    with pytest.raises(DataError, match=r"mistakes.npz is damaged: "):
         saved_images(load_evaluation(tmp_path))
 
 

@@ -170,5 +170,6 @@ def test_the_time_of_steps_that_a_gpu_has_still_to_do_is_training_time(monkeypat
     run.step(wait_s=1, work_s=1)
     run.validate(seconds=6)
     run.step(wait_s=1, work_s=1)
+    run.now_s += 8  # a checkpoint is written
     run.speed.on_train_epoch_end(run.trainer, run.module)
     assert (run.speed.train_s, run.speed.val_s) == (10, 6)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
@@ -110,6 +111,10 @@ def test_a_run_without_time_left_is_refused():
     trainer: Any = SimpleNamespace(should_stop=False, strategy=SimpleNamespace(broadcast=lambda value: value))
     with pytest.raises(ConfigError, match="trainer.max_time=00:00:00:00: no time is left"):
         limit.on_fit_start(trainer)
+
+
+def test_lightning_has_the_method_that_is_replaced():
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
 
 
 def test_on_a_gpu_the_signal_of_the_step_before_is_read_so_that_the_newest_step_is_not_waited_for(

@@ -24,6 +24,12 @@ TREE = {
     "optimizer/sgd.yaml": "{lr: 0.1, momentum: 0.9}",
     "trainer/default.yaml": "{max_epochs: 5, devices: 1, precision: auto, limit_train_batches: 1.0}",
     "experiment/good.yaml": "# @package _global_\n{defaults: [{override /optimizer: sgd}], optimizer: {lr: 0.3}}",
+    "extra/more.yaml": "{value: 1}",
+    "experiment/other_classes.yaml": """
+        # @package _global_
+        defaults: [/extra: more, {override /trainer: null}]
+        model: {_target_: mynet.Own, name: 3, depth: [2, 2]}
+    """,
     "experiment/mistyped.yaml": """
         # @package _global_
         defaults: [{override /optimizer: sgd}, {override /model: resnet50}]

@@ -166,12 +166,15 @@ def test_types_come_from_the_chosen_option_and_the_experiment(loader):
         check(loader, "experiment=good", "optimizer.momentum=big")
 
 
-def test_values_of_an_experiment_have_the_types_of_the_groups_that_it_overrides(loader):
-    check_experiment_types(compose(loader, "experiment=good"), loader, "main")
-    check_experiment_types(compose(loader, "data=folder"), loader, "main")
+def check_experiment(loader, *overrides: str) -> None:
+    check_experiment_types(compose_defaults(loader, "main", overrides), loader, "main", overrides)
+
+
+@pytest.mark.parametrize("overrides", [("experiment=mistyped",), ("experiment=[good,mistyped]", "seed=2")])
+def test_values_of_an_experiment_have_the_types_of_the_groups_that_it_overrides(loader, overrides: tuple[str, ...]):
     with pytest.raises(ConfigError) as caught:
-        check_experiment_types(compose(loader, "experiment=mistyped"), loader, "main")
-    source = "It is set by experiment=mistyped."
+        check_experiment(loader, *overrides)
+    source = f"It is set by {overrides[0]}."
     assert set(str(caught.value).splitlines()) == {
         f"seed=1.5: expected a whole number (default: 0), got a number. {source}",
         f"data.root=5: expected text or null (default: null), got a whole number. {source}",
@@ -180,11 +183,25 @@ def test_values_of_an_experiment_have_the_types_of_the_groups_that_it_overrides(
     }
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("experiment=good",),
+        ("data=folder",),
+        ("experiment=other_classes",),  # with arguments of other types, a group that is new, and one that is left out
+        ("+extra=more", "experiment=good"),
+    ],
+)
+def test_an_experiment_may_name_other_classes_and_further_groups(loader, overrides: tuple[str, ...]):
+    check_experiment(loader, *overrides)
+
+
 @pytest.mark.parametrize("path", SHIPPED_EXPERIMENTS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_the_shipped_experiments_have_values_of_fitting_types(path):
     register_resolvers()
     loader = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs")))
-    check_experiment_types(compose_defaults(loader, "train", [f"{path.parent.name}={path.stem}"]), loader, "train")
+    overrides = [f"{path.parent.name}={path.stem}"]
+    check_experiment_types(compose_defaults(loader, "train", overrides), loader, "train", overrides)
 
 
 # serve.yaml is read without Hydra, see `imago.serve.settings`.

@@ -56,7 +56,7 @@ def copied_run(finished_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_second_export_of_a_run_waits_for_the_first(copied_run: Path, command: Callable):
+def test_a_second_export_of_a_run_at_the_same_time_is_refused(copied_run: Path, command: Callable):
     (copied_run / "export").mkdir(exist_ok=True)
     with lock_directory(copied_run / "export"):
         done = export(command, f"run={copied_run}")

@@ -22,7 +22,12 @@ from imago.runs.checkpoint import read_checkpoint, write_checkpoint
 SAVED: dict[str, Any] = {
     "imago": {"schema": 2},
     **{"epoch": 1, "global_step": 3, "pytorch-lightning_version": "2.6.6"},
-    "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 3}}}},
+    "loops": {
+        "fit_loop": {
+            "epoch_progress": {"current": {"processed": 3}},
+            "epoch_loop.batch_progress": {"total": {"processed": 6}},
+        }
+    },
     "callbacks": {},
     "lr_schedulers": [],
     "optimizer_states": [],
@@ -34,13 +39,16 @@ SAVED: dict[str, Any] = {
 @pytest.fixture
 def task() -> Any:
     task = nn.Linear(3, 2, bias=False)
+    task.automatic_optimization = True
     task.hparams = {"class_names": ["ant", "bee"], "net": {"_target_": "mynet.Tiny"}}
     return task
 
 
 def test_the_state_of_the_same_network_passes(tmp_path: Path, task: Any):
     write_checkpoint(SAVED, tmp_path / "last.ckpt")
-    check_compatible(tmp_path / "last.ckpt", task)
+    assert check_compatible(tmp_path / "last.ckpt", task) == (3, 3)
+    task.automatic_optimization = False  # as `trainer.max_steps`, it counts batches
+    assert check_compatible(tmp_path / "last.ckpt", task) == (3, 6)
 
 
 @pytest.mark.parametrize(

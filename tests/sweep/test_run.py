@@ -72,7 +72,9 @@ def test_a_database_that_is_lost_is_one_line(sweep, monkeypatch: pytest.MonkeyPa
         raise optuna.exceptions.StorageInternalError("database is locked\nmore")
 
     monkeypatch.setattr(driver.Driver, "run", lose)
-    with pytest.raises(DataError, match=r"^sweep\.storage=None: database is locked; repeat .* with resume=auto\.$"):
+    with pytest.raises(
+        DataError, match=r"^sweep\.storage=None: database is locked; repeat .* with sweep_name=x resume=auto\.$"
+    ):
         sweep("lr=0.1", "pause_s=0")
 
 

@@ -59,4 +59,4 @@ def test_ranks_on_several_machines_or_of_another_launcher_are_left_alone(
     bind_to_loopback(trainer)
     strategy.setup_distributed()
     assert not hasattr(strategy, "store")
-    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "lo")

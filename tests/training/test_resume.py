@@ -85,6 +85,8 @@ def test_a_finished_run_reports_how_to_extend_it():
     check_unchanged_settings(now, settings(max_steps=8), num_epochs_done=1, num_steps_done=7, is_finished=True)
     with pytest.raises(ConfigError, match="trainer.max_epochs=5 is less than the 6 that this run has done; type more"):
         check_unchanged_settings(settings(), settings(), num_epochs_done=6, is_finished=True)
+    with pytest.raises(ConfigError, match=r"^seed=1 cannot change .*\ntrainer.max_epochs=5 is less than the 6 that"):
+        check_unchanged_settings(settings(), settings() | {"seed": 1}, num_epochs_done=6, is_finished=True)
 
 
 def test_a_run_that_was_stopped_early_is_not_continued_by_chance():

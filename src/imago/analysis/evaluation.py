@@ -138,7 +138,7 @@ def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
         return dict(zip(indices.tolist(), images, strict=True))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{file} is damaged: {error}; delete it and evaluate again.") from None
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 _MAX_LOG_RATIO = math.log(1 / 0.3)  # of height to width of an erased rectangle (Zhong et al. 2020, section 4)
-_MAX_STAGED_BYTES = 2**16  # of host memory that is not pinned, CUDA copies more only when the device is ready
+# CUDA may copy more than this from memory that is not pinned only when the device is ready (CUDA Runtime API, "API
+# synchronization behavior").
+_MAX_STAGED_BYTES = 2**16
 _NUM_ATTEMPTS = 10  # as torchvision's RandomErasing, which then leaves the image unchanged
 
 

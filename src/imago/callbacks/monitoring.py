@@ -145,6 +145,7 @@ class Speed(_OnLoggingStep):
     def _finish_steps(self, device: torch.device) -> None:
         """Count the time of the steps that a GPU has still to do."""
         if device.type != "cpu":
+            self._lap_s()
             torch.accelerator.synchronize()
             self.train_s += self._lap_s()
 

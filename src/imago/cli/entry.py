@@ -136,7 +136,7 @@ class _Job:
             check_saved_outputs(to_plain(cfg, resolve=False), own_settings, run_dir)
         defaults = compose_defaults(loader, name, [*overrides["hydra"], *typed])
         check_types(cfg, defaults, typed)
-        check_experiment_types(defaults, loader, name, overrides["hydra"])
+        check_experiment_types(defaults, loader, name, [*overrides["hydra"], *typed])
 
 
 def run_command(command: str) -> None:

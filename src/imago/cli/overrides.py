@@ -123,29 +123,31 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
 
 
 def check_experiment_types(
-    config: "DictConfig", loader: "ConfigLoaderImpl", config_name: str, hydra_overrides: Iterable[str] = ()
+    config: "DictConfig", loader: "ConfigLoaderImpl", config_name: str, overrides: Sequence[str]
 ) -> None:
     """Compare the type of each value of `experiment` and `debug` with that of the group that it overrides.
 
-    `config` is composed by `compose_defaults`, without typed values. `hydra_overrides` may name further directories.
+    `config` is composed from `overrides` by `compose_defaults`, without typed values. A node to which an experiment
+    gives another `_target_` may have arguments of any type.
 
     Raises:
         ConfigError: one line for each setting of another type.
     """
-    choices = config.hydra.runtime.choices
-    overriding = [group for group in ("experiment", "debug") if choices.get(group)]
+    overriding = [text.lstrip("+") for text in overrides if re.match(r"\+*(experiment|debug)=", text)]
     if not overriding:
         return
-    others = [group for group in choices if choices[group] and not re.search("[@/]|^(experiment|debug)$", group)]
-    defaults = compose(loader, config_name, [*hydra_overrides, *(f"{group}={choices[group]}" for group in others)])
+    hydra_overrides = [text for text in overrides if text.startswith("hydra.")]
+    own, chosen = (tree.hydra.runtime.choices for tree in (compose(loader, config_name, hydra_overrides), config))
+    others = [group for group in own if chosen.get(group) and not re.search("[@/]|^(experiment|debug)$", group)]
+    defaults = compose(loader, config_name, [*hydra_overrides, *(f"{group}={chosen[group]}" for group in others)])
     problems: list[str] = []
-    for key, value in flatten(to_plain(config, resolve=False)).items():
-        default = _select(defaults, key)
-        if default is not _ABSENT and "${" not in str(value):
-            problems += _type_problems(key, default, value, accepted_types(key) or (type(default),))
+    for key, value in flatten({k: v for k, v in to_plain(config, resolve=False).items() if k != "hydra"}).items():
+        default, target = _select(defaults, key), f"{key.rpartition('.')[0]}._target_"
+        if default is _ABSENT or "${" in str(value) or _select(config, target) != _select(defaults, target):
+            continue
+        problems += _type_problems(key, default, value, accepted_types(key) or (type(default),))
     if problems:
-        source = " or ".join(f"{group}={choices[group]}" for group in overriding)
-        raise ConfigError("\n".join(f"{problem} It is set by {source}." for problem in problems))
+        raise ConfigError("\n".join(f"{problem} It is set by {' or '.join(overriding)}." for problem in problems))
 
 
 def _select(config: "DictConfig", key: str) -> Any:

@@ -13,7 +13,7 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from imago.analysis.ranking import SWEEP_FILE
-from imago.cli.overrides import check_complete, check_types, compose, compose_defaults
+from imago.cli.overrides import check_complete, check_experiment_types, check_types, compose, compose_defaults
 from imago.cli.search_space import parse_space
 from imago.errors import ConfigError
 from imago.files import write_json
@@ -140,7 +140,9 @@ class TrialSweeper(Sweeper):
     def _check_types(self, config: DictConfig, overrides: list[str]) -> None:
         choices = [text for text in self.settings.hydra.overrides.task if text.startswith("sweep=")]
         name = self.settings.hydra.job.config_name
-        check_types(config, compose_defaults(self.loader, name, [*overrides, *choices]), overrides)
+        defaults = compose_defaults(self.loader, name, [*overrides, *choices])
+        check_types(config, defaults, overrides)
+        check_experiment_types(defaults, self.loader, name, [*overrides, *choices])
 
 
 def prepare_sweep() -> None:

@@ -129,7 +129,7 @@ def assign_splits(
     The images of a split keep the order of the dataset.
 
     Raises:
-        DataError: naming the line, if an image is not in the dataset, or is of another class there.
+        DataError: naming the line, if an image is listed twice, is not in the dataset, or is of another class there.
     """
     if not rows[0].split:
         raise DataError(f"{rows[0].location}: a list that assigns splits needs the column split: train, val or test.")

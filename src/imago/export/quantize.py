@@ -103,7 +103,7 @@ class _Reader:
         if images is None:
             return None
         self.num_images += len(images)
-        self.samples.append(images[0])
+        self.samples.append(images[0].copy())  # a view would keep the whole batch
         return {onnx_classifier.INPUT: images}
 
 

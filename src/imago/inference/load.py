@@ -34,7 +34,12 @@ _OPTIONAL_HPARAMS: dict[str, Any] = {"metrics": {}, "output_names": [], "predict
 _TRAINING_STATE: dict[str, Any] = {
     **{"epoch": 0, "global_step": 0, "pytorch-lightning_version": "", "state_dict": {}, "callbacks": {}},
     **{"optimizer_states": [], "lr_schedulers": [], "hyper_parameters": {}},
-    "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 0}}}},
+    "loops": {
+        "fit_loop": {
+            "epoch_progress": {"current": {"processed": 0}},
+            "epoch_loop.batch_progress": {"total": {"processed": 0}},
+        }
+    },
 }
 _BUILD_ERRORS = (ConfigError, TypeError, ValueError, RuntimeError, MemoryError)  # of a class with saved arguments
 _NET_PREFIX = "net."  # of the network's keys in a checkpoint of the task
@@ -209,7 +214,8 @@ def _hyper_parameters(checkpoint: Mapping[str, Any], file: Path) -> dict[str, An
 def check_compatible(file: Path, task: "LightningModule") -> tuple[int, int]:
     """Check that a run can resume from `last.ckpt`, before Lightning loads it; `task` gets its weights.
 
-    Return the number of epochs that the run has finished, and of optimizer steps that it has taken.
+    Return the number of epochs that the run has finished, and of optimizer steps that it has taken; with manual
+    optimization, of batches.
 
     Raises:
         DataError: if it is damaged, or has another network or other classes.
@@ -232,7 +238,10 @@ def check_compatible(file: Path, task: "LightningModule") -> tuple[int, int]:
         net = task.hparams["net"]
         network = net["_target_"] if isinstance(net, Mapping) else type(task).__name__
         _load_weights(task, saved["state_dict"], file, network)
-    return saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], saved["global_step"]
+    loop = saved["loops"]["fit_loop"]
+    num_batches = loop["epoch_loop.batch_progress"]["total"]["processed"]
+    num_steps = saved["global_step"] if task.automatic_optimization else num_batches
+    return loop["epoch_progress"]["current"]["processed"], num_steps
 
 
 def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:

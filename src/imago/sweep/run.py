@@ -76,7 +76,7 @@ def _explain(error: Exception, plan: Plan) -> Exception:
         error.filename = error.filename or str(plan.directory)  # a failed write of the journal names no file
         return to_user_error(error)
     fault = f"sweep.storage={plan.settings['storage']}: {first_line(error)}"
-    return DataError(f"{fault}; repeat the command with resume=auto.")
+    return DataError(f"{fault}; repeat the command with sweep_name={plan.directory.name} resume=auto.")
 
 
 def _leave(number: int, directory: Path) -> NoReturn:

@@ -163,10 +163,13 @@ def check_unchanged_settings(
         for key in changed
         if key.endswith("._target_") or not key.startswith(changed_groups)
     ]
+    done, reached = {"max_epochs": num_epochs_done, "max_steps": num_steps_done}, []
+    try:
+        reached = reached_limits(settings["trainer"], **done)
+    except ConfigError as error:
+        problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
-    done = {"max_epochs": num_epochs_done, "max_steps": num_steps_done}
-    reached = reached_limits(settings["trainer"], **done)
     if is_finished and (reached or not any(key.startswith(("trainer.max_", "callbacks.")) for key in different)):
         name = next(iter(reached), "max_epochs")
         raise NothingToDo(

@@ -120,7 +120,7 @@ def _checked_state(cfg: DictConfig, task: "LightningModule", directory: RunDirec
         last = resolve_checkpoint(directory.path, "last")
         num_epochs, num_steps = check_compatible(last, task)
         reached_limits(cfg.trainer, num_epochs, num_steps)
-        log.info("continued after %s\n", counted(num_steps, "optimizer step"))
+        log.info("continued after %s\n", counted(num_steps, "step"))
     directory.accept()
     return last
 
