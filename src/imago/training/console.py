@@ -181,7 +181,7 @@ def _next_commands(run_dir: Path, names: Sequence[str], extension: str, trust: S
     run = shlex.quote(short_path(run_dir))
     if trust:
         run += f" 'trust=[{','.join(trust)}]'"
-    commands = ["next:"]
+    commands = []
     if checkpoint_file(run_dir).exists():
         lines = {
             "eval": f"  {command('eval')} run={run}                  # per class, with a confusion matrix",
@@ -193,7 +193,7 @@ def _next_commands(run_dir: Path, names: Sequence[str], extension: str, trust: S
         commands.append(f"  {command('train')} resume={run} {extension}")
     if (run_dir / "tensorboard").exists():
         commands.append(f"  {executable('tensorboard')} --logdir {shlex.quote(short_path(run_dir))}")
-    return commands
+    return ["next:", *commands] if commands else []  # a run without checkpoints and loggers has none
 
 
 def _evaluated_parts(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> list[str]:
