@@ -24,6 +24,13 @@ TREE = {
     "optimizer/sgd.yaml": "{lr: 0.1, momentum: 0.9}",
     "trainer/default.yaml": "{max_epochs: 5, devices: 1, precision: auto, limit_train_batches: 1.0}",
     "experiment/good.yaml": "# @package _global_\n{defaults: [{override /optimizer: sgd}], optimizer: {lr: 0.3}}",
+    "experiment/misspelled.yaml": """
+        # @package _global_
+        sed: 7
+        optimiser: {lr: 0.5}
+        own: 3
+        optimizer: {lr: '${own}'}
+    """,
     "extra/more.yaml": "{value: 1}",
     "experiment/other_classes.yaml": """
         # @package _global_

@@ -183,6 +183,16 @@ def test_values_of_an_experiment_have_the_types_of_the_groups_that_it_overrides(
     }
 
 
+def test_a_setting_of_an_experiment_that_does_not_exist_is_refused(loader):
+    with pytest.raises(ConfigError) as caught:
+        check_experiment(loader, "experiment=misspelled")
+    source = "It is set by experiment=misspelled."
+    assert set(str(caught.value).splitlines()) == {
+        f"there is no setting 'sed'; did you mean seed? {source}",
+        f"there is no setting 'optimiser'; did you mean optimizer? {source}",
+    }
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -119,6 +119,8 @@ def test_a_setting_that_cannot_work_is_named(typed: str, message: str):
         ("models: {..: {v1: a.onnx}}", "'..' cannot be a part of an address"),
         ("model: a.onnx\nprot: 1", "prot: there is no setting 'prot'; did you mean port?"),
         ("- 1", "has no settings"),
+        (MODELS + "max_batch: 4\nmax_batch: 8", "is not YAML (max_batch is there twice"),
+        ("models: {a: {v1: a.onnx}, a: {v2: b.onnx}}", "is not YAML (a is there twice"),
         (MODELS + "model: a.onnx", "model and models are set; list all under models."),
         ("model: a.onnx\nconfig: other.yaml", "config: there is no setting 'config'"),
         ("a: [", "is not YAML"),

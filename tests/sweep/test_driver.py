@@ -79,6 +79,7 @@ def test_failures_of_an_earlier_start_are_named_again(new_driver):
     assert [line.partition(":")[0] for line in new_driver("fails=config,no").failures] == ["trial 0 (fails=config)"]
 
 
+@pytest.mark.slow
 def test_with_a_database_another_directory_leaves_running_trials_alone(new_driver, fake_project: Path):
     storage = f"sqlite:///{fake_project.parent}/study.db"
     first = new_driver("lr=0.1,0.2", storage=storage)

@@ -99,6 +99,7 @@ def test_a_directory_that_holds_a_sweep_needs_resume(sweep):
         sweep("lr=0.1,0.3", is_continued=True)
 
 
+@pytest.mark.slow
 def test_a_study_in_a_database_is_continued_only_on_request(sweep, fake_project: Path):
     storage = f"sqlite:///{fake_project.parent}/study.db"
     sweep("lr=0.1,0.2", storage=storage)

@@ -43,6 +43,8 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
         (["callbacks.best_checkpoint.monitor=val/f1", "metrics.f1=null"], "monitor=val/f1 is not one of"),
         (["callbacks.best_checkpoint.mode=up", "callbacks.best_checkpoint.monitor=val/f1"], "mode=up is not one"),
         (["optimizer=torch", "optimizer._target_=torch.optim.LBFGS"], "type channels_last=false"),
+        (["+callbacks.mine=3"], "callbacks.mine=3 must be a node with _target_ and arguments, or null."),
+        (["++trainer.max_steps=null"], "trainer.max_steps=null must be 1 or more, or -1 for no limit."),
         (["trainer=gpu", "trainer.deterministic=true"], "differs from run to run; type trainer.benchmark=false."),
         (["tta=mirror"], "tta=mirror is not one of none, flip, flip_shift, flip_shift_unsure"),
         (["optimizer.head_lr_multiplier=0.0"], "optimizer.head_lr_multiplier=0.0 must be greater than 0."),

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import small_fit
@@ -12,7 +13,12 @@ from imago.data.splitting import SplitPlan
 from imago.errors import ConfigError
 from imago.training.build import build_task
 from imago.training.checks import set_batch_limits
-from imago.training.run_checks import check_num_batches, warn_of_text_order, warn_of_unused_splits
+from imago.training.run_checks import (
+    check_num_batches,
+    warn_of_text_order,
+    warn_of_unused_splits,
+    warn_of_unvalidated_epochs,
+)
 
 
 @pytest.mark.parametrize(
@@ -131,4 +137,32 @@ def test_typed_settings_of_splits_that_are_not_drawn_are_named(
         assert text in caplog.text
     caplog.clear()
     warn_of_unused_splits(["data.root=x"], data)  # type: ignore[arg-type]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "every", "text"),
+    [
+        (
+            12,
+            10,
+            "the last 2 of 12 epochs are not validated, and so not tested; type trainer.check_val_every_n_epoch=12",
+        ),
+        (
+            2,
+            10,
+            "no epoch of 2 is validated, so that there is no best checkpoint; type trainer.check_val_every_n_epoch=2",
+        ),
+        (20, 10, ""),
+        (3, None, ""),
+    ],
+)
+def test_epochs_that_are_not_validated_are_named(max_epochs: int, every: int | None, text: str, caplog):
+    trainer: Any = SimpleNamespace(max_epochs=max_epochs, check_val_every_n_epoch=every, limit_val_batches=1.0)
+    trainer.checkpoint_callbacks = [SimpleNamespace(monitor="val/acc")]
+    warn_of_unvalidated_epochs(trainer)
+    assert [message.partition(": ")[2] for message in caplog.messages] == ([text] if text else [])
+    trainer.checkpoint_callbacks = []
+    caplog.clear()
+    warn_of_unvalidated_epochs(trainer)
     assert caplog.messages == []

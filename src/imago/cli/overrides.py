@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -137,10 +138,11 @@ def check_experiment_types(
     if not overriding:
         return
     hydra_overrides = [text for text in overrides if text.startswith("hydra.")]
-    own, chosen = (tree.hydra.runtime.choices for tree in (compose(loader, config_name, hydra_overrides), config))
-    others = [group for group in own if chosen.get(group) and not re.search("[@/]|^(experiment|debug)$", group)]
+    own = compose(loader, config_name, hydra_overrides)
+    groups, chosen = own.hydra.runtime.choices, config.hydra.runtime.choices
+    others = [group for group in groups if chosen.get(group) and not re.search("[@/]|^(experiment|debug)$", group)]
     defaults = compose(loader, config_name, [*hydra_overrides, *(f"{group}={chosen[group]}" for group in others)])
-    problems: list[str] = []
+    problems = list(_unknown_settings(config, {*own, *defaults, *chosen}))
     for key, value in flatten({k: v for k, v in to_plain(config, resolve=False).items() if k != "hydra"}).items():
         default, target = _select(defaults, key), f"{key.rpartition('.')[0]}._target_"
         if default is _ABSENT or "${" in str(value) or _select(config, target) != _select(defaults, target):
@@ -148,6 +150,15 @@ def check_experiment_types(
         problems += _type_problems(key, default, value, accepted_types(key) or (type(default),))
     if problems:
         raise ConfigError("\n".join(f"{problem} It is set by {' or '.join(overriding)}." for problem in problems))
+
+
+def _unknown_settings(config: "DictConfig", known: Collection[Any]) -> Iterator[str]:
+    """Yield one line for each key at the top that is not known, and that no other setting refers to."""
+    plain = to_plain(config, resolve=False)
+    for key in sorted(str(key) for key in plain.keys() - known):
+        if f"${{{key}" not in str(plain):
+            near = get_close_matches(key, map(str, known), n=1)
+            yield f"there is no setting {key!r}{f'; did you mean {near[0]}?' if near else '; remove it.'}"
 
 
 def _select(config: "DictConfig", key: str) -> Any:

@@ -58,7 +58,7 @@ def export(cfg: DictConfig) -> None:
     target = directory / FORMATS[cfg.format].file_of(cfg.precision)
     if target.exists() and not (cfg.overwrite or cfg.benchmark):
         raise ConfigError(f"{short_path(target)} exists; overwrite=true replaces it.")
-    make_writable(directory, "run=RUN")
+    make_writable(directory, "run=COPY, a copy of the run")
     with lock_directory(directory, "is used by another export; wait for its end."), log_to(directory / _LOG_FILE):
         try:
             network = _load(cfg, checkpoint, run, data_settings)

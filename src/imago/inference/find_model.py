@@ -31,9 +31,10 @@ def resolve_checkpoint(path: Path, name: str = "best") -> Path:
     candidates = [directory / f"{name}.ckpt", *([] if name in ("best", "last") else [Path(name), directory / name])]
     if file := next(filter(Path.is_file, candidates), None):
         return file
-    others = ", ".join(sorted(file.stem for file in directory.glob("*.ckpt")))
+    others = sorted(directory.glob("*.ckpt"))
     end = unfinished_note(path) or "it is not a run directory, or the run has not saved yet."
-    reason = f"it has {others}." if others else end
+    found = f"it has {', '.join(file.stem for file in others)}; type the path of a file, such as"
+    reason = f"{found} {short_path(others[0])}." if others else end
     wanted = f"checkpoint {name}" if "/" in name else f"checkpoints/{name.removesuffix('.ckpt')}.ckpt"
     raise DataError(f"{path} has no {wanted}; {reason}")
 

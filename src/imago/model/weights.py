@@ -98,8 +98,9 @@ def _state_dict(content: Any, file: Path, names: Collection[str]) -> tuple[dict[
     }
     for key, value in tensors.items():
         # A small file may have a huge view of a few numbers, or a tensor of another kind.
-        if value.layout is not torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
-            raise DataError(f"model.weights: {file}: {key} is not a plain tensor; save it with .contiguous().")
+        is_dense = value.layout is torch.strided and not value.is_meta and not value.is_complex()
+        if not is_dense or value.nbytes > value.untyped_storage().nbytes():
+            raise DataError(f"model.weights: {file}: {key} is not a dense tensor with its numbers; save it as one.")
         if value.is_floating_point() and not value.isfinite().all():
             raise DataError(f"model.weights: {file} has values in {key} that are not finite; use other weights.")
     return tensors, ", ".join(text for text, is_true in texts.items() if is_true)

@@ -120,9 +120,21 @@ def _check_key(key: Any, known: Any, text: str) -> None:
         raise ConfigError(f"{text}: there is no setting {str(key)!r}; {hint}")
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuse a key that is there twice, of which the safe loader itself keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if doubled := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{doubled[0]} is there twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except OSError as error:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}; check config=FILE.yaml.") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -148,7 +148,8 @@ def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
     lines += final_test_lines(ranking)
     if ranking.best is not None:
         best = [f"{key}={value}" for key, value in ranking.best.settings.items()]
-        typed = shlex.join(["-m", *_typed(plan.space.fixed), *best, f"seed={_more_seeds(plan)}"])
+        untested = [] if plan.is_tested else ["test=false"]
+        typed = shlex.join(["-m", *_typed(plan.space.fixed), *best, *untested, f"seed={_more_seeds(plan)}"])
         lines += ["next:", f"  {command('train')} {typed}"]
         lines += [f"  {command('report')} run={shlex.quote(short_path(plan.directory))}"]
     print("\n".join(lines))

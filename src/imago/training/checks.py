@@ -110,6 +110,8 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: with one line for each setting that cannot work.
     """
+    if malformed := list(_malformed_nodes(cfg)):
+        raise ConfigError("\n".join(malformed))
     checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
         *(_value_problems, _trainer_problems, _schedule_problems, monitor_problems, _callback_and_logger_problems),
         *(_augment_problems, _data_and_loss_problems, _freezing_problems, pruning_problems),
@@ -117,6 +119,16 @@ def check_settings(cfg: DictConfig) -> None:
     problems = [problem for check in checks for problem in check(cfg)]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _malformed_nodes(cfg: DictConfig) -> Iterator[str]:
+    """Yield one line for each value that the other checks could not read."""
+    for group in ("callbacks", "logger", "metrics"):
+        for name, node in (cfg[group] or {}).items():
+            if node is not None and not isinstance(node, DictConfig):
+                yield f"{group}.{name}={typed_value(node)} must be a node with _target_ and arguments, or null."
+    if cfg.trainer.get("max_steps", -1) is None:
+        yield "trainer.max_steps=null must be 1 or more, or -1 for no limit."
 
 
 def _value_problems(cfg: DictConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
@@ -70,6 +71,19 @@ def check_num_batches(cfg: DictConfig, data: ImageDataModule) -> None:
             data.batch_size,
             len(data.splits.train),
         )
+
+
+def warn_of_unvalidated_epochs(trainer: Trainer) -> None:
+    """Warn if the last epochs are not validated: only the weights of validated epochs can become the best ones."""
+    every, max_epochs = trainer.check_val_every_n_epoch, trainer.max_epochs or 1
+    has_best = any(getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks)
+    num_left = max_epochs % every if every else 0
+    if num_left and has_best and trainer.limit_val_batches:
+        fault = f"the last {num_left} of {max_epochs} epochs are not validated, and so not tested"
+        if num_left == max_epochs:
+            fault = f"no epoch of {max_epochs} is validated, so that there is no best checkpoint"
+        remedy = f"type trainer.check_val_every_n_epoch={max_epochs}"
+        log.warning("trainer.check_val_every_n_epoch=%d: %s; %s", every, fault, remedy)
 
 
 def check_split_sizes(data: ImageDataModule, num_processes: int) -> None:

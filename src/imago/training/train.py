@@ -126,9 +126,10 @@ def _checked_state(cfg: DictConfig, task: "LightningModule", directory: RunDirec
 
 
 def _prepare_data(data: "ImageDataModule", trainer: "Trainer") -> None:
-    from imago.training.run_checks import warn_of_unused_splits
+    from imago.training.run_checks import warn_of_unused_splits, warn_of_unvalidated_epochs
 
     warn_of_unused_splits(HydraConfig.get().overrides.task, data)
+    warn_of_unvalidated_epochs(trainer)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
     cache = data.fill_cache(trainer.num_devices, (trainer.max_epochs or 1) * share)
     log.info("image cache: %s\n", cache)
