@@ -212,7 +212,9 @@ def test_an_invalid_setting_is_one_line_and_writes_nothing(
 @pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_one_line(settings: DictConfig, copied_run: Path):
     (copied_run / "export").touch()
-    with pytest.raises(DataError, match=r"export cannot be written: File exists; .* with run=COPY, a copy of the run\.$") as caught:
+    with pytest.raises(
+        DataError, match=r"export cannot be written: File exists; .* with run=COPY, a copy of the run\.$"
+    ) as caught:
         export_command(OmegaConf.merge(settings, {"run": str(copied_run)}))
     assert "\n" not in str(caught.value)
 
