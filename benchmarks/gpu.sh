@@ -41,6 +41,5 @@ if compgen -G "$WHEELS/*.whl" > /dev/null; then
   "$PYTHON" -m pip install --quiet --no-index --no-deps --upgrade --find-links "$WHEELS" --target "$PACKAGES" "$WHEELS"/*.whl
 fi
 export PYTHONPATH=$PWD/$PACKAGES:$PWD/src${PYTHONPATH:+:$PYTHONPATH}
-"$PYTHON" -c "import hydra, lightning, matplotlib, psutil, tensorboard, torch, torchvision" 2> /dev/null ||
-  fail "$("$PYTHON" -c "import hydra, lightning, matplotlib, psutil, tensorboard, torch, torchvision" 2>&1 | tail -n 1)"
+found=$("$PYTHON" -c "import hydra, lightning, matplotlib, psutil, tensorboard, torch, torchvision" 2>&1) || fail "${found##*$'\n'}"
 exec "$PYTHON" benchmarks/gpu.py "$@"

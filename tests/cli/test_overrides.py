@@ -4,8 +4,6 @@ import re
 from types import NoneType
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -14,14 +12,13 @@ from imago.cli.overrides import (
     PATH_KEYS,
     accepted_types,
     check_complete,
-    check_experiment_types,
     check_group_choices,
     check_types,
     compose_defaults,
     quote_paths,
 )
 from imago.errors import ConfigError
-from imago.paths import PROJECT_ROOT, register_resolvers
+from imago.paths import PROJECT_ROOT
 
 SPECIAL_NAMES = [
     *("a b", "a,b", "a=b", "[a]", "{a: b}", "it's", 'say "hi"', "IMG (1).jpg", "Blüten/é", "50%", "a#b", "x\\", '\\"'),
@@ -105,10 +102,6 @@ def test_a_comma_separates_paths_in_a_sweep_unless_it_is_quoted(typed: str, valu
 
 # Types
 
-SHIPPED_EXPERIMENTS = sorted((PROJECT_ROOT / "configs").glob("experiment/*.yaml")) + sorted(
-    (PROJECT_ROOT / "configs").glob("debug/*.yaml")
-)
-
 
 @pytest.mark.parametrize(
     "problems",
@@ -164,54 +157,6 @@ def test_types_come_from_the_chosen_option_and_the_experiment(loader):
     check(loader, "optimizer=sgd", "optimizer.momentum=0.5")
     with pytest.raises(ConfigError, match=r"optimizer\.momentum=big: .*default: 0\.9"):
         check(loader, "experiment=good", "optimizer.momentum=big")
-
-
-def check_experiment(loader, *overrides: str) -> None:
-    check_experiment_types(compose_defaults(loader, "main", overrides), loader, "main", overrides)
-
-
-@pytest.mark.parametrize("overrides", [("experiment=mistyped",), ("experiment=[good,mistyped]", "seed=2")])
-def test_values_of_an_experiment_have_the_types_of_the_groups_that_it_overrides(loader, overrides: tuple[str, ...]):
-    with pytest.raises(ConfigError) as caught:
-        check_experiment(loader, *overrides)
-    source = f"It is set by {overrides[0]}."
-    assert set(str(caught.value).splitlines()) == {
-        f"seed=1.5: expected a whole number (default: 0), got a number. {source}",
-        f"data.root=5: expected text or null (default: null), got a whole number. {source}",
-        f"data.batch_size=8.0: expected a whole number (default: 32), got a number. {source}",
-        f"optimizer.momentum=[0.9]: expected a number (default: 0.9), got a list. {source}",
-    }
-
-
-def test_a_setting_of_an_experiment_that_does_not_exist_is_refused(loader):
-    with pytest.raises(ConfigError) as caught:
-        check_experiment(loader, "experiment=misspelled")
-    source = "It is set by experiment=misspelled."
-    assert set(str(caught.value).splitlines()) == {
-        f"there is no setting 'sed'; did you mean seed? {source}",
-        f"there is no setting 'optimiser'; did you mean optimizer? {source}",
-    }
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("experiment=good",),
-        ("data=folder",),
-        ("experiment=other_classes",),  # with arguments of other types, a group that is new, and one that is left out
-        ("+extra=more", "experiment=good"),
-    ],
-)
-def test_an_experiment_may_name_other_classes_and_further_groups(loader, overrides: tuple[str, ...]):
-    check_experiment(loader, *overrides)
-
-
-@pytest.mark.parametrize("path", SHIPPED_EXPERIMENTS, ids=lambda path: f"{path.parent.name}={path.stem}")
-def test_the_shipped_experiments_have_values_of_fitting_types(path):
-    register_resolvers()
-    loader = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs")))
-    overrides = [f"{path.parent.name}={path.stem}"]
-    check_experiment_types(compose_defaults(loader, "train", overrides), loader, "train", overrides)
 
 
 # serve.yaml is read without Hydra, see `imago.serve.settings`.

@@ -146,7 +146,7 @@ def test_typed_settings_of_splits_that_are_not_drawn_are_named(
         (
             12,
             10,
-            "the last 2 of 12 epochs are not validated, and so not tested; type trainer.check_val_every_n_epoch=12",
+            "no epoch after epoch 10 of 12 is validated or tested; type trainer.check_val_every_n_epoch=12",
         ),
         (
             2,

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from imago.cli.arguments import accept_arguments
+from imago.cli.experiment import check_experiment
 from imago.cli.messages import explain_composition_error
 from imago.cli.overrides import (
     check_complete,
-    check_experiment_types,
     check_group_choices,
     check_types,
     compose,
@@ -136,7 +136,7 @@ class _Job:
             check_saved_outputs(to_plain(cfg, resolve=False), own_settings, run_dir)
         defaults = compose_defaults(loader, name, [*overrides["hydra"], *typed])
         check_types(cfg, defaults, typed)
-        check_experiment_types(defaults, loader, name, [*overrides["hydra"], *typed])
+        check_experiment(defaults, loader, name, [*overrides["hydra"], *typed])
 
 
 def run_command(command: str) -> None:

@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -63,7 +62,7 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", 
                dict: "a group of settings", NoneType: "null"}  # fmt: skip
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
 _SWEPT_PATH = re.compile(rf"(?:{_QUOTED.pattern}|[^,])+", re.DOTALL)
-_ABSENT = object()
+ABSENT = object()
 
 
 def quote_paths(argv: Sequence[str]) -> list[str]:
@@ -116,55 +115,18 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
         # `optimizer={lr: 1}` sets optimizer.lr; a reference to another setting may have any type.
         raw = {typed: override.value(), **flatten(override.value(), typed)}
         for key in [key for key, value in raw.items() if "${" not in str(value)]:
-            default, value = _select(defaults, key), _select(config, key)
-            types = argument_types(config, key) if default is _ABSENT else accepted_types(key) or (type(default),)
-            problems += _type_problems(key, default, value, types)
+            default, value = select(defaults, key), select(config, key)
+            types = argument_types(config, key) if default is ABSENT else accepted_types(key) or (type(default),)
+            problems += type_problems(key, default, value, types)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
-def check_experiment_types(
-    config: "DictConfig", loader: "ConfigLoaderImpl", config_name: str, overrides: Sequence[str]
-) -> None:
-    """Compare the type of each value of `experiment` and `debug` with that of the group that it overrides.
-
-    `config` is composed from `overrides` by `compose_defaults`, without typed values. A node to which an experiment
-    gives another `_target_` may have arguments of any type.
-
-    Raises:
-        ConfigError: one line for each setting of another type.
-    """
-    overriding = [text.lstrip("+") for text in overrides if re.match(r"\+*(experiment|debug)=", text)]
-    if not overriding:
-        return
-    hydra_overrides = [text for text in overrides if text.startswith("hydra.")]
-    own = compose(loader, config_name, hydra_overrides)
-    groups, chosen = own.hydra.runtime.choices, config.hydra.runtime.choices
-    others = [group for group in groups if chosen.get(group) and not re.search("[@/]|^(experiment|debug)$", group)]
-    defaults = compose(loader, config_name, [*hydra_overrides, *(f"{group}={chosen[group]}" for group in others)])
-    problems = list(_unknown_settings(config, {*own, *defaults, *chosen}))
-    for key, value in flatten({k: v for k, v in to_plain(config, resolve=False).items() if k != "hydra"}).items():
-        default, target = _select(defaults, key), f"{key.rpartition('.')[0]}._target_"
-        if default is _ABSENT or "${" in str(value) or _select(config, target) != _select(defaults, target):
-            continue
-        problems += _type_problems(key, default, value, accepted_types(key) or (type(default),))
-    if problems:
-        raise ConfigError("\n".join(f"{problem} It is set by {' or '.join(overriding)}." for problem in problems))
-
-
-def _unknown_settings(config: "DictConfig", known: Collection[Any]) -> Iterator[str]:
-    """Yield one line for each key at the top that is not known, and that no other setting refers to."""
-    plain = to_plain(config, resolve=False)
-    for key in sorted(str(key) for key in plain.keys() - known):
-        if f"${{{key}" not in str(plain):
-            near = get_close_matches(key, map(str, known), n=1)
-            yield f"there is no setting {key!r}{f'; did you mean {near[0]}?' if near else '; remove it.'}"
-
-
-def _select(config: "DictConfig", key: str) -> Any:
+def select(config: "DictConfig", key: str) -> Any:
+    """Return a value by its dotted key, unresolved, as plain data; `ABSENT` if there is none."""
     from omegaconf import OmegaConf
 
-    found = OmegaConf.select(config, key, default=_ABSENT, throw_on_resolution_failure=False)
+    found = OmegaConf.select(config, key, default=ABSENT, throw_on_resolution_failure=False)
     return to_plain(found, resolve=False)
 
 
@@ -257,15 +219,16 @@ def explain_value(error: Any) -> str:
     return f"{error.full_key}: {reason}" if error.full_key else reason
 
 
-def _type_problems(key: str, default: Any, value: Any, allowed: tuple[type, ...]) -> Iterator[str]:
+def type_problems(key: str, default: Any, value: Any, allowed: tuple[type, ...]) -> Iterator[str]:
+    """Yield one line for a value, or for each item of a list, whose type is not `allowed`; () allows any."""
     if allowed in ((), (NoneType,)):
         return  # the default is null and the key is not listed: any type is accepted
     if type(value) not in allowed and not (type(value) is int and float in allowed):
         expected = " or ".join(_TYPE_NAMES[kind] for kind in allowed)
-        expected += f" (default: {typed_value(default)})" if default is not _ABSENT else ""
+        expected += f" (default: {typed_value(default)})" if default is not ABSENT else ""
         got = typed_value(value) if isinstance(value, bool) else _TYPE_NAMES[type(value)]
         yield f"{key}={typed_value(value)}: expected {expected}, got {got}."
     elif isinstance(value, list) and isinstance(default, list) and default:
         for index, item in enumerate(value):
             item_default = default[min(index, len(default) - 1)]
-            yield from _type_problems(f"{key}[{index}]", item_default, item, (type(item_default),))
+            yield from type_problems(f"{key}[{index}]", item_default, item, (type(item_default),))

@@ -13,7 +13,8 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from imago.analysis.ranking import SWEEP_FILE
-from imago.cli.overrides import check_complete, check_experiment_types, check_types, compose, compose_defaults
+from imago.cli.experiment import check_experiment
+from imago.cli.overrides import check_complete, check_types, compose, compose_defaults
 from imago.cli.search_space import parse_space
 from imago.errors import ConfigError
 from imago.files import write_json
@@ -142,7 +143,7 @@ class TrialSweeper(Sweeper):
         name = self.settings.hydra.job.config_name
         defaults = compose_defaults(self.loader, name, [*overrides, *choices])
         check_types(config, defaults, overrides)
-        check_experiment_types(defaults, self.loader, name, [*overrides, *choices])
+        check_experiment(defaults, self.loader, name, [*overrides, *choices])
 
 
 def prepare_sweep() -> None:

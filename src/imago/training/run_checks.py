@@ -79,7 +79,7 @@ def warn_of_unvalidated_epochs(trainer: Trainer) -> None:
     has_best = any(getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks)
     num_left = max_epochs % every if every else 0
     if num_left and has_best and trainer.limit_val_batches:
-        fault = f"the last {num_left} of {max_epochs} epochs are not validated, and so not tested"
+        fault = f"no epoch after epoch {max_epochs - num_left} of {max_epochs} is validated or tested"
         if num_left == max_epochs:
             fault = f"no epoch of {max_epochs} is validated, so that there is no best checkpoint"
         remedy = f"type trainer.check_val_every_n_epoch={max_epochs}"
